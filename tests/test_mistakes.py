@@ -679,7 +679,7 @@ def test_all_mistakes_are_reported_at_once(told: Told) -> None:
     text = (
         SOUND.replace("hostname", "hostnam", 1)
         .replace('use = "relay"', 'use = "relay"\nnetworks = ["10.0.0.0/8", "10.1"]')
-        .replace('"alice"', '"alice@example.org"')
+        .replace('"alice"', '"alice@example.net"')
         .replace('path = "mail', 'pth = "mail')
         .replace('kind = "submission"', 'kind = "user"\nport = 587')
     )

@@ -13,6 +13,7 @@ _UNKNOWN: Final = "unrecognized arguments: "
 #: How each command is called, for its `--help` and the manual page.
 EXAMPLES: Final = {
     "setup": "minismtp setup --domain example.org --hostname mx.example.org --user alice",
+    "import": "minismtp import postfix /etc/postfix --dry-run",
     "serve": "minismtp serve --config /etc/minismtp/minismtp.toml",
     "check": "minismtp check --strict",
     "dns": "minismtp dns --check",

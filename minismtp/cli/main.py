@@ -22,6 +22,7 @@ from minismtp.values.threads import Interrupted
 
 COMMANDS: Final = {
     "setup": "write the configuration of a new mail host, with keys, certificate and first user",
+    "import": "write a configuration from that of another server, such as Postfix",
     "serve": "run the server",
     "check": "check the configuration and everything that it names",
     "dns": "print the records that the configuration needs in the DNS, and check them",
@@ -45,7 +46,11 @@ COMMANDS: Final = {
     "version": "print the version, and ask whether there is a newer one",
     "completion": "print a script that completes commands and options in a shell",
 }
-_MODULES: Final = {"new-plugin": "new_plugin", "try": "try_plugin"}  # else as the command
+_MODULES: Final = {  # else as the command
+    "import": "import_postfix",
+    "new-plugin": "new_plugin",
+    "try": "try_plugin",
+}
 _LAST_STREAM: Final = 2  # the descriptor of standard error
 
 

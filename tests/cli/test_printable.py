@@ -235,6 +235,7 @@ def test_every_command_is_in_the_table_or_shows_no_strangers() -> None:
     shows = {name.split()[0] for name in SHOWN} - {"page"}
     silent = {
         "setup",
+        "import",
         "serve",
         "reload",
         "check",

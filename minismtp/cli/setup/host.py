@@ -18,7 +18,7 @@ from minismtp.config.mistakes import ConfigError
 from minismtp.config.toml_values import reason
 from minismtp.server.privileges import acting_as
 from minismtp.services import tls
-from minismtp.services.certificate_file import certificates_of
+from minismtp.services.certificate_file import Certificate, certificates_of
 from minismtp.values.durable_files import read_file
 
 ACCOUNT: Final = "minismtp"  # of systemd/sysusers.d
@@ -87,6 +87,17 @@ def untouched_dovecot(base: Path) -> Dovecot | None:
 
 def check_certificate(certificate: Path, key: Path, hostname: str, account: str) -> None:
     """Raise CertificateError if the server could not use it, or it is for other names."""
+    names = usable_certificate(certificate, key, account)
+    if not names.is_for(hostname):
+        others = ", ".join(names.names[:4]) or "no DNS name"
+        raise CertificateError(
+            f"{certificate} is for {others}, not for {hostname}; get one for that name, choose"
+            " another --hostname, or begin with --certificate self-signed"
+        )
+
+
+def usable_certificate(certificate: Path, key: Path, account: str) -> Certificate:
+    """Return a certificate. Raise CertificateError if the server could not use it."""
     user = pwd.getpwnam(account) if account else None
     with acting_as(*(user.pw_uid, user.pw_gid) if user else (0, 0), with_all_groups=True):
         for path in (certificate, key):
@@ -101,17 +112,11 @@ def check_certificate(certificate: Path, key: Path, hostname: str, account: str)
                 raise CertificateError(reason(error)) from None
         try:
             tls.server_context(TlsConfig(certificate=certificate, key=key))
-            names = certificates_of(certificate)[0]
+            return certificates_of(certificate)[0]
         except ConfigError as error:
             raise CertificateError(error.message) from None
         except ValueError as error:
             raise CertificateError(f"the certificate cannot be used: {error}") from None
-    if not names.is_for(hostname):
-        others = ", ".join(names.names[:4]) or "no DNS name"
-        raise CertificateError(
-            f"{certificate} is for {others}, not for {hostname}; get one for that name, choose"
-            " another --hostname, or begin with --certificate self-signed"
-        )
 
 
 def make_state_directory(path: Path, account: str) -> None:

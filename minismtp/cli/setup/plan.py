@@ -37,13 +37,15 @@ class Made(Enum):
 class PlannedFile:
     """A file to be written. `before` is the text that it has already.
 
-    That stays in the file, or can be found in `original`.
+    That stays in the file, or can be found in `original`. `shown_as` is shown in place of a content
+    that is secret.
     """
 
     path: Path
     content: str | Made
     before: str | None = None
     original: Path | None = None
+    shown_as: str = ""
 
     @property
     def replaces(self) -> bool:
@@ -91,7 +93,7 @@ def first_plan(
 ) -> Plan:
     """Return the plan of a new host. Raise CommandError for files that are in the way."""
     base = configuration.parent
-    aside = _aside(configuration, existing)
+    copy = aside(configuration, existing)
     certificate, secrets = _certificate(answers, base, existing)
     wanted = [
         PlannedFile(base / "users", template.users(answers.domain, answers.user)),
@@ -109,14 +111,17 @@ def first_plan(
         *wanted,
         *password(passwords, answers.address, existing),
         *_dovecot(dovecot, answers, certificate, passwords),
-        *([PlannedFile(aside, existing[configuration])] if aside and aside not in existing else []),
-        PlannedFile(configuration, text, existing.get(configuration), aside),
+        *([PlannedFile(copy, existing[configuration])] if copy and copy not in existing else []),
+        PlannedFile(configuration, text, existing.get(configuration), copy),
     )
     return Plan(files, kept)
 
 
-def _aside(configuration: Path, existing: Existing) -> Path | None:
-    """Return where the example configuration goes, if it is the present one."""
+def aside(configuration: Path, existing: Existing) -> Path | None:
+    """Return where the example configuration goes, if it is the present one.
+
+    Raise CommandError if there is another configuration.
+    """
     if configuration not in existing:
         return None
     text = existing[configuration]

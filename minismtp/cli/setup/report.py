@@ -73,6 +73,8 @@ def _access(owner: Owner) -> str:
 def _shown(file: PlannedFile) -> list[str]:
     if isinstance(file.content, Made):
         return [f"({file.content.value})"]
+    if file.shown_as:
+        return [f"({file.shown_as})"]
     return file.content.splitlines()
 
 

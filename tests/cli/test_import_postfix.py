@@ -1,0 +1,404 @@
+"""`minismtp import postfix`: what it writes, what it reports, and that it then writes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import tomli
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minismtp.cli.check
+from minismtp.cli.import_postfix.mapping import migrated
+from minismtp.cli.main import main
+from minismtp.cli.postfix_files.directory import PostfixDirectory
+from minismtp.cli.postfix_files.main_cf import DEFAULTS, MainCf
+from minismtp.cli.postfix_files.master_cf import read_services
+from minismtp.cli.postfix_files.text import PostfixError
+
+HOSTS: Final = Path(__file__).parents[1] / "data" / "postfix"
+NAMES: Final = sorted(path.name for path in HOSTS.iterdir())
+OPTIONS: Final = {"ispmail": ["--domain", "example.org"]}
+Capture = pytest.CaptureFixture[str]
+
+
+@cache
+def signing_key() -> bytes:
+    """Return a key as `opendkim-genkey` makes it."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
+
+
+class Import:
+    """A place to import into, with a copy of a host's `/etc` that a test may change."""
+
+    def __init__(self, base: Path, capsys: Capture) -> None:
+        self.base = base
+        self.etc = base / "new"
+        self.config = self.etc / "minismtp.toml"
+        self.postfix = base / "old" / "etc" / "postfix"
+        self._capsys = capsys
+
+    def host(self, name: str) -> None:
+        """Copy a host of the corpus; only its key is made here."""
+        shutil.copytree(HOSTS / name / "etc", self.postfix.parent)
+        if name == "everything":
+            key = self.postfix.parent / "opendkim" / "keys" / "example.org" / "sel.private"
+            key.parent.mkdir(parents=True)
+            key.write_bytes(signing_key())
+
+    def write(self, main_cf: str, **files: str) -> None:
+        """Write a directory with a main.cf, and other files in it."""
+        self.postfix.mkdir(parents=True)
+        (self.postfix / "main.cf").write_text(f"myhostname = mx.example.org\n{main_cf}\n")
+        for file, text in files.items():
+            (self.postfix / file).write_text(text)
+
+    def __call__(self, *words: str, status: int = 0) -> str:
+        """Run the command, expect a status, and return all that it says."""
+        place = ["--config", str(self.config), "--state-directory", str(self.base / "var")]
+        assert main(["import", "postfix", str(self.postfix), *place, *words]) == status
+        self.said, self.complained = self._capsys.readouterr()
+        return self.said + self.complained
+
+    def refused(self, *words: str, status: int) -> str:
+        """Run the command, which writes nothing and says one line."""
+        line = self(*words, status=status)
+        assert line.count("\n") == 1
+        assert not self.etc.exists()
+        return line
+
+    @property
+    def table(self) -> dict[str, Any]:
+        """The configuration that was written."""
+        return tomli.loads(self.config.read_text())
+
+    def plugin(self, use: str) -> dict[str, Any]:
+        """Return the only table of a plugin."""
+        [found] = [each for each in self.table["plugins"] if each["use"] == use]
+        assert isinstance(found, dict)
+        return found
+
+    def lines(self, name: str) -> list[str]:
+        """Return the lines of a file beside the configuration, without comments."""
+        lines = (self.etc / name).read_text().splitlines()
+        return [line for line in lines if line and line[0] != "#"]
+
+
+@pytest.fixture
+def importing(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Import:
+    """Return a place to import into; the inspection does not ask the DNS."""
+    monkeypatch.setattr(minismtp.cli.check, "check_names", lambda *_: iter(()))
+    return Import(tmp_path, capsys)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_real_hosts_are_accepted_and_every_parameter_is_reported(
+    importing: Import, name: str
+) -> None:
+    importing.host(name)
+    said = importing(*OPTIONS.get(name, []), "--json")
+    report = json.loads(importing.said)
+    assert report["written"]
+    assert "configuration ok" in said
+    lists = ("carried", "by_hand", "without_counterpart")
+    reported = {entry["parameter"] for each in lists for entry in report[each]}
+    assert PostfixDirectory.read(importing.postfix).main.settings.keys() <= reported
+    assert all(entry["text"] for each in lists for entry in report[each])
+
+
+def test_usual_host_of_debian(importing: Import) -> None:
+    importing.host("debian")
+    importing()
+    assert importing.table["hostname"] == "mx.example.org"
+    assert importing.plugin("mailboxes")["domains"] == [
+        *("mx.example.org", "example.org", "localhost.example.org", "localhost")
+    ]
+    assert importing.plugin("mailboxes")["separator"] == "+"
+    assert importing.lines("users") == ["root", "alice", "bob"]
+    assert importing.lines("aliases") == [
+        "postmaster: root@mx.example.org",
+        "root: alice@mx.example.org",
+        "www-data: root@mx.example.org",
+    ]
+    assert importing.plugin("relay")["networks"] == ["127.0.0.0/8", "::1/128"]
+    assert importing.table["outbound"] == {"tls": "opportunistic"}
+    text = importing.config.read_text()
+    assert 'hostname = "mx.example.org"  # myhostname, main.cf:33\n' in text
+
+
+def test_host_with_a_database_leaves_its_users_to_dovecot(importing: Import) -> None:
+    importing.host("ispmail")
+    said = importing("--domain", "example.org")
+    assert importing.lines("aliases")[-1] == "@example.org: @example.org"
+    assert importing.plugin("lmtp")["address"] == "unix:/run/dovecot/lmtp-minismtp"
+    assert importing.plugin("dovecot_auth")["address"] == "unix:/run/dovecot/minismtp"
+    assert importing.plugin("rspamd")["users"]
+    assert "SELECT 1 FROM virtual_users WHERE email='%s'" in said
+    assert "a-secret-of-the-database" not in said
+    kinds = [(each["kind"], each["tls"]) for each in importing.table["listeners"]]
+    assert kinds == [("mx", "starttls"), ("submission", "starttls")]
+    assert importing.table["listeners"][1]["match_sender"]
+
+
+def test_domains_that_only_a_database_has_are_asked_for(importing: Import) -> None:
+    importing.host("ispmail")
+    said = importing()
+    assert "run this again with --domain for each domain in it" in said
+    assert importing.plugin("mailboxes")["domains"] == ["localhost"]
+
+
+def test_null_client_sends_through_its_smarthost(importing: Import) -> None:
+    importing.host("null-client")
+    said = importing()
+    assert [each["address"] for each in importing.table["listeners"]] == [
+        "127.0.0.1:25",
+        "[::1]:25",
+    ]
+    assert importing.table["outbound"] == {
+        "tls": "required",
+        "smarthost": "smtp.example.net:587",
+        "username": "web1@example.net",
+        "password_file": "smarthost-password",
+    }
+    assert [each["use"] for each in importing.table["plugins"]] == ["relay"]
+    password = importing.etc / "smarthost-password"
+    assert password.read_text() == "pa:ss word\n"
+    assert password.stat().st_mode & 0o027 == 0
+    assert "pa:ss" not in said
+
+
+def test_postscreen_becomes_dnsbl_and_early_talker(importing: Import) -> None:
+    importing.host("postscreen")
+    importing()
+    dnsbl = importing.plugin("dnsbl")
+    assert dnsbl["reject_at"] == 3.0
+    assert [(each["zone"], each["points"], each.get("codes")) for each in dnsbl["lists"]] == [
+        ("zen.spamhaus.org", 3.0, None),
+        ("bl.spamcop.net", 2.0, ["127.0.0.2"]),
+        ("b.barracudacentral.org", 2.0, ["127.0.0.2-4"]),
+        ("list.dnswl.org", -2.0, ["127.0.0-255.1-3"]),
+    ]
+    networks = ["127.0.0.0/8", "192.0.2.0/28", "2001:db8:1::/64", "198.51.100.7/32"]
+    assert importing.plugin("relay")["networks"] == networks
+    assert importing.plugin("early_talker")["networks"] == networks
+    assert importing.plugin("early_talker")["listeners"] == ["smtp"]
+    assert importing.plugin("helo")["unqualified"] == "reject"
+    assert importing.plugin("reverse_dns")["missing"] == "defer"
+    assert importing.plugin("greylist")
+    assert importing.plugin("spf")
+    assert importing.plugin("rate_limit")["limits"] == [{"by": "peer", "messages": "100/1m"}]
+    assert importing.lines("users") == [
+        *("alice@example.org", "bob@example.org", "carol@example.net")
+    ]
+    assert importing.lines("aliases") == [
+        "postmaster@example.org: alice@example.org",
+        "info@example.org: alice@example.org, carol@example.net, friend@elsewhere.example",
+        "@example.net: bob@example.org",
+    ]
+
+
+def test_backup_mx_relays_for_its_domains(importing: Import) -> None:
+    importing.host("backup-mx")
+    importing()
+    assert importing.plugin("relay")["domains"] == ["example.org", "example.net", "branch.example"]
+    outbound = importing.table["outbound"]
+    assert outbound["expire"] == "10d"
+    assert outbound["warn_after"] == "12h"
+    assert outbound["retry"] == ["5m", "10m", "20m", "40m", "80m", "2h"]
+    routes = {route["domain"]: route for route in outbound["routes"]}
+    assert routes["example.org"]["host"] == "mx1.example.org:25"
+    assert routes["*.example.org"]["host"] == "mx1.example.org:2525"
+    assert routes["example.net"]["tls"] == "verified"
+    assert routes["partner.example"]["tls"] == "required"
+    assert list(routes)[-1] == "*.example.org"
+
+
+def test_host_with_everything(importing: Import) -> None:
+    importing.host("everything")
+    said = importing()
+    assert importing.table["tls"] == {
+        "certificate": "tls/fullchain.pem",
+        "key": "tls/key.pem",
+    }
+    assert importing.table["limits"]["recipients"] == 200
+    assert importing.plugin("dkim_sign")["selectors"] == ["sel"]
+    key = importing.etc / "dkim" / "example.org.sel.pem"
+    assert "PRIVATE KEY" in key.read_text()
+    assert "PRIVATE KEY" not in said
+    assert importing.plugin("milter")["listeners"] == ["smtp", "submissions"]
+    assert importing.plugin("milter")["on_error"] == "ignore"
+    rules = {rule["name"]: rule for rule in importing.plugin("rules")["rules"]}
+    assert rules["peer 203.0.113.0/24"]["text"] == "go away"
+    assert rules["peer 2001:db8:bad::/48"]["action"] == "defer"
+    assert rules["sender bad.example"]["all"] == [{"sender": r"[@.]bad\.example$"}]
+    assert rules["sender list@"]["action"] == "quarantine"
+    assert {"header": "Subject", "matches": "viagra"} in [
+        each for rule in rules.values() for each in rule["all"]
+    ]
+    assert importing.plugin("mailboxes")["srs_secret_file"] == "srs-secret"  # noqa: S105 - a path
+    assert importing.table["outbound"]["implicit"]
+    routes = importing.table["outbound"]["routes"]
+    assert {route["tls"] for route in routes} == {"required"}
+    for text in (
+        "tickets: |/usr/local/bin/tickets --queue support is a program",
+        "smtpd_recipient_restictions: Postfix has no such parameter; is it misspelled?",
+        "loop1@example.org leads to loop2@example.org, which gets no mail; left out",
+        "pcre:/etc/postfix/virtual.pcre has patterns, which cannot be listed",
+        "warn_if_reject reject_unverified_sender: it only warned",
+    ):
+        assert text in said
+
+
+def test_dry_run_shows_files_without_secrets_and_writes_nothing(importing: Import) -> None:
+    importing.host("everything")
+    said = importing("--dry-run")
+    assert not importing.etc.exists()
+    assert 'hostname = "mx.example.org"' in said
+    assert "(the password at the smarthost, which is not shown)" in said
+    assert "(the key that signs mail, which is not shown)" in said
+    assert "hunter2" not in said
+    assert "PRIVATE KEY" not in said
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--json"])
+def test_database_passwords_and_secrets_are_never_shown(importing: Import, option: str) -> None:
+    importing.host("everything")
+    assert "hunter2" not in importing(option)
+
+
+def test_configuration_that_exists_is_kept(importing: Import) -> None:
+    importing.host("null-client")
+    importing.etc.mkdir()
+    importing.config.write_text("# mine\n")
+    said = importing(status=1)
+    assert "exists, and is kept" in said
+    assert importing.config.read_text() == "# mine\n"
+    assert [path.name for path in importing.etc.iterdir()] == ["minismtp.toml"]
+
+
+def test_file_that_exists_is_in_the_way(importing: Import) -> None:
+    importing.host("debian")
+    importing.etc.mkdir()
+    (importing.etc / "users").write_text("somebody\n")
+    assert "users exists, but" in importing(status=1)
+    assert (importing.etc / "users").read_text() == "somebody\n"
+    assert not importing.config.exists()
+
+
+def test_no_directory_is_one_line(importing: Import) -> None:
+    assert "is no directory; nothing was written" in importing.refused(status=78)
+
+
+@pytest.mark.parametrize(
+    ("main_cf", "said"),
+    [
+        ("relayhost", "main.cf:2: expected `name = value`, so Postfix does not start with it"),
+        ("= x", "main.cf:2: expected `name = value`"),
+    ],
+)
+def test_main_cf_that_postfix_refuses_is_one_line(
+    importing: Import, main_cf: str, said: str
+) -> None:
+    importing.write(main_cf)
+    assert said in importing.refused(status=78)
+
+
+def test_directory_without_main_cf_is_one_line(importing: Import) -> None:
+    importing.postfix.mkdir(parents=True)
+    assert "main.cf: No such file or directory" in importing.refused(status=78)
+
+
+@pytest.mark.parametrize(
+    ("main_cf", "said"),
+    [
+        (
+            "relayhost = $relayhost",
+            "main.cf:2: relayhost: names that contain each other, without an end",
+        ),
+        (
+            "a = $b$b\nb = $c$c\nc = $a\nmynetworks = $a",
+            "names that contain each other, without an end",
+        ),
+        ("relayhost = ${x", "relayhost: `{x` has no end"),
+        ("mydestination = /etc/postfix/loop", "loop contains itself"),
+        ("virtual_alias_maps = hash:/etc/postfix/none", "none: No such file or directory"),
+        ("mynetworks = host.example.org", "'host.example.org' is no network"),
+        ("mynetworks = 0.0.0.0/0", "is so wide that it would be an open relay"),
+        ("message_size_limit = big", "'big' is no number"),
+        ("maximal_queue_lifetime = soon", "'soon' is no time"),
+        ("mydestination = ex ample.org, b\u00fccher..example", "is no domain"),
+        ("transport_maps = regexp:/etc/postfix/patterns", "has patterns, which cannot be listed"),
+        ("relayhost = [smtp.example.net]:nowhere", "the port 'nowhere' is not known"),
+        ("smtp_tls_security_level = strong", "'strong' is no level of TLS"),
+    ],
+)
+def test_value_that_cannot_be_used_needs_a_hand(importing: Import, main_cf: str, said: str) -> None:
+    importing.write(main_cf, loop="/etc/postfix/loop\n", patterns="/x/ smtp:y\n")
+    assert said in importing().partition("Needs your hand:")[2].partition("Has no counterpart")[0]
+
+
+def test_octets_that_are_not_utf_8_cost_their_line_only(importing: Import) -> None:
+    importing.write("virtual_alias_domains = example.org\nvirtual_alias_maps = hash:/etc/postfix/v")
+    with (importing.postfix / "main.cf").open("ab") as file:
+        file.write("# f\u00fcr alle\nrelayhost = [b\u00fccher]\n".encode("latin-1"))
+    (importing.postfix / "v").write_bytes(
+        b"a\xff@example.org b@x.example\na@example.org b@x.example"
+    )
+    said = importing()
+    assert "main.cf:5: -: the line has an octet that is not UTF-8, so it is left out" in said
+    assert "/etc/postfix/v:1: virtual_alias_maps: the line has an octet" in said
+    assert importing.lines("aliases") == ["a@example.org: b@x.example"]
+
+
+def test_inspection_that_finds_an_error_writes_nothing(
+    importing: Import, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    importing.host("debian")
+    monkeypatch.setattr("minismtp.cli.setup.host.passed", lambda *_: False)
+    assert "nothing was written" in importing(status=78)
+    assert not importing.etc.exists()
+
+
+_value = st.one_of(
+    st.sampled_from(
+        [
+            *("", "yes", "no", "5d", "0", "99999999999999999999", "$mydestination", "${x?{a}:{b}}"),
+            *("hash:/etc/aliases", "pcre:/x", "static:all", "inline:{ {a@b.example = c} }", "{"),
+            *("[a]:25", "a:25", "lmtp:unix:private/x", "lmtp:inet:h:24", "!/etc/hosts", "::1/128"),
+            *("reject_rbl_client a.example=127.0.0.[1;3]", "check_sender_access", "@", "inet:x:y"),
+            *("zen.example*x", "permit, reject", "'", '"', "\\", "#", "\u20ac", "a" * 300),
+        ]
+    ),
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30),
+)
+
+
+@given(
+    st.dictionaries(st.sampled_from(sorted(DEFAULTS)), st.lists(_value, max_size=3), max_size=20),
+    st.lists(st.text("smtp inet unix-no={}:25 \n", max_size=60), max_size=4),
+)
+def test_any_directory_becomes_a_configuration_with_a_whole_report(
+    settings: dict[str, list[str]], services: list[str]
+) -> None:
+    text = "".join(f"{name} = {' '.join(value)}\n" for name, value in settings.items())
+    found, problems = read_services("\n".join(services), "master.cf")
+    main_cf = MainCf.of(text, "main.cf")
+    directory = PostfixDirectory(Path("/nonexistent/etc/postfix"), main_cf, found, problems)
+    migration = migrated(directory, Path("/var/lib/minismtp"))
+    tomli.loads(migration.draft.text("head"))
+    left_out = {problem.place for problem in main_cf.problems}
+    assert migration.report.parameters() >= main_cf.settings.keys()
+    assert len(left_out) == len(main_cf.problems)
+
+
+def test_value_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(PostfixError, match="without an end"):
+        MainCf.of("a = $a", "main.cf").value("a")
