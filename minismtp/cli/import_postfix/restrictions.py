@@ -56,7 +56,7 @@ _LISTS: Final = {
     "permit_dnswl_client": (-10.0, "address"),
 }
 _WITH_ARGUMENT: Final = re.compile(
-    r"check_\w+|\w+_rh?sbl_\w+|\w+_rbl_\w+|permit_\w*dnswl_\w+|permit_rhswl_client|sleep"
+    r"check_\w+|(?:reject|defer|permit)_(?:rbl|rhsbl|dnswl|rhswl)_\w+|sleep"
 )
 _OCTET: Final = re.compile(r"\[([0-9.;]+)\]|([0-9]+)")
 

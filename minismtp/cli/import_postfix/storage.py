@@ -120,7 +120,6 @@ def _carry_quota(migration: Migration) -> None:
         except PostfixError as error:
             migration.by_hand(name, str(error))
             continue
-        migration.unneeded(
-            name,
-            f"it limits one file of {limit} octets; the limit of a mailbox is `quota` of maildir",
-        )
+        kept = f"a file to {limit} octets" if limit else "no file"
+        text = f"it limits {kept}; the limit of a mailbox is `quota` of maildir"
+        migration.unneeded(name, text)
