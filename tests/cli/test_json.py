@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -175,7 +177,8 @@ def test_top_prints_a_line_for_each_interval(
             raise KeyboardInterrupt
         left.pop()
 
-    monkeypatch.setattr("minismtp.cli.top.time.sleep", sleep)
+    # Only there: other threads of this process sleep too.
+    monkeypatch.setattr("minismtp.cli.top.time", SimpleNamespace(**vars(time) | {"sleep": sleep}))
     command = ["top", "--json", "--url", f"http://{address}", "--config", str(used.config)]
     assert main(command) == 130
     lines = capsys.readouterr().out.splitlines()

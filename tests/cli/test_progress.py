@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -44,7 +45,7 @@ def terminal(patch: pytest.MonkeyPatch, *, patience: float = 0.0, columns: int =
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Replace the clock by one whose only item a test changes."""
     now = [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

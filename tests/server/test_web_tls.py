@@ -169,7 +169,7 @@ def test_hellos_that_are_none_are_closed_in_time_and_others_are_served(
         for said in HELLOS:
             sock = stack.enter_context(socket.create_connection(("127.0.0.1", web.port), 60))
             hostile.append(sock)
-            with suppress(ConnectionResetError, BrokenPipeError):
+            with suppress(OSError):  # the server may have closed it
                 sock.sendall(said)
                 if ends:
                     sock.shutdown(socket.SHUT_WR)
