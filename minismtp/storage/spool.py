@@ -90,7 +90,7 @@ class Spool:
         """
         self._directory.mkdir(0o700, exist_ok=True)
         for name in ("tmp", "queue", "damaged"):
-            make_directory(self._directory / name)
+            make_directory(self._directory / name, parents=False)
         self.trigger.prepare()
 
     def has_space(self, size: int = 0) -> bool:

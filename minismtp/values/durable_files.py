@@ -160,14 +160,18 @@ def sync_directory(path: Path | str) -> None:
         os.close(descriptor)
 
 
-def make_directory(path: Path, mode: int = 0o700) -> None:
+def make_directory(path: Path, mode: int = 0o700, *, parents: bool = True) -> None:
     """Make a directory and its missing parents durably. The directory may exist.
 
     Its parent is synced in that case too, because the process that made it may have been killed
-    before the sync. Raise FileExistsError if `path` is not a directory.
+    before the sync. Raise FileExistsError if `path` is not a directory, and FileNotFoundError if
+    a parent is missing and `parents` is false.
     """
-    with contextlib.suppress(FileNotFoundError):
+    try:
         return _make_one(path, mode)
+    except FileNotFoundError:
+        if not parents:
+            raise
     make_directory(path.parent, mode)
     return _make_one(path, mode)
 

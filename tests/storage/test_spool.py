@@ -430,3 +430,21 @@ def test_removing_twice_is_fine(spool: Spool) -> None:
     spool.remove("m.1")
     with pytest.raises(FileNotFoundError):
         spool.open("m.1")
+
+
+def test_state_directory_that_is_moved_meanwhile_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    made = Path.mkdir
+
+    def make_and_move(path: Path, *args: Any, **options: Any) -> None:  # noqa: ANN401 - as mkdir
+        made(path, *args, **options)
+        if path == state / "spool":
+            state.rename(tmp_path / "moved")
+
+    monkeypatch.setattr(Path, "mkdir", make_and_move)
+    with pytest.raises(FileNotFoundError):
+        Spool(state / "spool").prepare()
+    assert not state.exists()
