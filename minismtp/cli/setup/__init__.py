@@ -48,12 +48,46 @@ _UMASK: Final = 0o022  # else the server could not enter directories above its o
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
+    _add_places(parser)
+    _add_answers(parser)
+    _add_certificates(parser)
+    parser.add_argument(
+        "--no-dovecot",
+        dest="dovecot",
+        action="store_false",
+        help="leave the configuration of Dovecot as its package brought it",
+    )
+    parser.add_argument(
+        "--add-domain", metavar="DOMAIN", help="add one more domain to the configuration"
+    )
+    parser.add_argument("--yes", action="store_true", help="ask no questions")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show the files without their secrets, and write nothing",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print the files of --dry-run as JSON, ask nothing"
+    )
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=_path,
         metavar="FILE",
         help=f"default: $MINISMTP_CONFIG, else {DEFAULT_FILE}",
     )
+    parser.add_argument(
+        "--state-directory",
+        type=_path,
+        default=_STATE_DIRECTORY,
+        metavar="DIR",
+        help=f"the place of mail and queue; default: {_STATE_DIRECTORY}",
+    )
+
+
+def _add_answers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain", help="the domain of the mail addresses, such as example.org")
     parser.add_argument(
         "--hostname", metavar="NAME", help="the name of this host, such as mx.example.org"
@@ -61,6 +95,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--user", help="the first user, who gets a mailbox and a password, such as alice"
     )
+    parser.add_argument(
+        "--password-file",
+        metavar="FILE",
+        help='a file whose first line is the password of the user; "-" is standard input. Without'
+        " it, you are asked in the terminal, or a password is made and shown once",
+    )
+
+
+def _add_certificates(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--certificate",
         metavar="CHOICE",
@@ -78,37 +121,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=_path,
         metavar="FILE",
         help="who signs for the host of that directory; default: whom the system trusts",
-    )
-    parser.add_argument(
-        "--no-dovecot",
-        dest="dovecot",
-        action="store_false",
-        help="leave the configuration of Dovecot as its package brought it",
-    )
-    parser.add_argument(
-        "--password-file",
-        metavar="FILE",
-        help='a file whose first line is the password of the user; "-" is standard input. Without'
-        " it, you are asked in the terminal, or a password is made and shown once",
-    )
-    parser.add_argument(
-        "--state-directory",
-        type=_path,
-        default=_STATE_DIRECTORY,
-        metavar="DIR",
-        help=f"the place of mail and queue; default: {_STATE_DIRECTORY}",
-    )
-    parser.add_argument(
-        "--add-domain", metavar="DOMAIN", help="add one more domain to the configuration"
-    )
-    parser.add_argument("--yes", action="store_true", help="ask no questions")
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="show the files without their secrets, and write nothing",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print the files of --dry-run as JSON, ask nothing"
     )
 
 
