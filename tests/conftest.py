@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 import hypothesis
 import pytest
@@ -31,6 +31,9 @@ from schedule import pytest_xdist_make_scheduler  # noqa: F401 - a hook
 from snippets import CLEAR, MAILBOXES, MX, SUBMISSION, SUBMISSIONS, listener
 
 from minismtp.values.passwords import hash_password
+
+if TYPE_CHECKING:
+    from authority import Authority
 
 # Below nohup, or in the background of a shell, signals are ignored, and so they would be by each
 # process that a test starts. One with a handler is back to its default there.
@@ -520,3 +523,14 @@ def require_program() -> Callable[[str], str]:
         pytest.skip(problem)
 
     return require
+
+
+@pytest.fixture(scope="module")
+def authority(
+    tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
+) -> "Iterator[Authority]":
+    """Run a certificate authority (pebble)."""
+    from authority import running_authority  # noqa: PLC0415 - it imports this file
+
+    with running_authority(tmp_path_factory.mktemp("pebble"), require_program) as running:
+        yield running

@@ -11,12 +11,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from authority import Authority, running_authority
+from authority import Authority
 from snippets import CLEAR, listener
 
 from minismtp.cli.main import main
@@ -58,14 +57,6 @@ status = certificate_process.run(Config.load(Path(sys.argv[1])), context)
 print(os.read(ready, 1))
 os._exit(status)
 """
-
-
-@pytest.fixture(scope="module")
-def authority(
-    tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
-) -> Iterator[Authority]:
-    with running_authority(tmp_path_factory.mktemp("pebble"), require_program) as running:
-        yield running
 
 
 def listeners(authority: Authority) -> str:

@@ -21,6 +21,7 @@ from authority import (
     EAB_ID,
     EAB_KEY,
     Authority,
+    hurry,
     running_authority,
     serving_challenges,
     stub_authority,
@@ -67,21 +68,12 @@ except Exception as error:
 """
 
 
-@pytest.fixture(scope="module")
-def authority(
-    tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
-) -> Iterator[Authority]:
-    with running_authority(tmp_path_factory.mktemp("pebble"), require_program) as running:
-        yield running
-
-
 @pytest.fixture
 def answers(
     tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[list[str]]:
     """Serve the answers to challenges, and return the names that the authority asked for."""
-    # The library sleeps for a second between two questions.
-    monkeypatch.setattr("acme.client.time", SimpleNamespace(sleep=lambda _: time.sleep(0.02)))
+    hurry(monkeypatch)
     directory = tmp_path / "state" / "acme" / "challenges"
     with serving_challenges(authority.web_port, directory) as asked:
         yield asked

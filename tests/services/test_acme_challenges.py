@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from authority import Authority, running_authority, serving_challenges, stub_authority
+from authority import Authority, hurry, serving_challenges, stub_authority
 from snippets import CLEAR, listener
 from web_service import counted, serving
 
@@ -34,18 +33,10 @@ HTTPS: Final = listener("https", 'kind = "web"', 'tls = "implicit"')
 Serve = Callable[..., AbstractContextManager[tuple[int, Path, Metrics]]]
 
 
-@pytest.fixture(scope="module")
-def authority(
-    tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
-) -> Iterator[Authority]:
-    with running_authority(tmp_path_factory.mktemp("pebble"), require_program) as running:
-        yield running
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the library not sleep for a second between two questions."""
-    monkeypatch.setattr("acme.client.time", SimpleNamespace(sleep=lambda _: time.sleep(0.02)))
+    hurry(monkeypatch)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Final
 
 import pytest
-from authority import Authority, running_authority, serving_challenges, stub_authority
+from authority import Authority, hurry, serving_challenges, stub_authority
 from snippets import CLEAR, listener
 
 from minismtp.cli.main import main
@@ -27,20 +27,12 @@ LOST: Final = "autoconfig.example.org"
 FOUND: Final = "mta-sts.example.org"
 
 
-@pytest.fixture(scope="module")
-def authority(
-    tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]
-) -> Iterator[Authority]:
-    with running_authority(tmp_path_factory.mktemp("pebble"), require_program) as running:
-        yield running
-
-
 @pytest.fixture
 def refused(
     tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[set[str]]:
     """Serve challenges under all names except those in a set, and return the set."""
-    monkeypatch.setattr("acme.client.time", SimpleNamespace(sleep=lambda _: time.sleep(0.02)))
+    hurry(monkeypatch)
     names = {LOST}
     directory = tmp_path / "challenges"
     directory.mkdir()
