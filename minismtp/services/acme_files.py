@@ -101,8 +101,11 @@ class AcmeFiles:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the directory, and let no other process get a certificate. Raise BusyError."""
-        make_directory(self.directory)
+        """Make the directory, and let no other process get a certificate.
+
+        Raise BusyError, and OSError also if the state directory was moved.
+        """
+        make_directory(self.directory, parents=False)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self.directory / "lock", flags, 0o600)
         try:

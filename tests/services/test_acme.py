@@ -480,3 +480,10 @@ def test_damaged_state_counts_as_none(tmp_path: Path) -> None:
     for text in ("", "{", "[]", *odd, "\x00" * 100_000):
         (tmp_path / "state.json").write_text(text)
         assert files.state() == State()
+
+
+def test_state_directory_that_was_moved_is_not_made_again(tmp_path: Path) -> None:
+    files = AcmeFiles(tmp_path / "state" / "acme")
+    with pytest.raises(FileNotFoundError), files.locked():
+        pass
+    assert not (tmp_path / "state").exists()
