@@ -6,8 +6,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Semaphore
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,7 +19,7 @@ from snippets import CLEAR, listener
 from web_service import HOST, ask, counted, get, serving, status
 
 from minismtp.config import TlsConfig
-from minismtp.server.web_pages import Page, Site
+from minismtp.server.web_pages import Page, Request, Site
 from minismtp.server.web_places import Places
 from minismtp.server.web_tls import WebTls
 from minismtp.services.acme_challenges import Challenges
@@ -79,27 +81,31 @@ def test_header_comes_before_tls(site: Site, tmp_path: Path, tls_files: TlsFiles
 
 
 def test_clients_of_the_balancer_have_limits_of_their_own(site: Site, tmp_path: Path) -> None:
+    under_way, release = Semaphore(0), Event()
+
+    def held(_: Request) -> Page:
+        under_way.release()
+        assert release.wait(60)
+        return Page("text/plain", b"page")
+
+    site = Site(Challenges(tmp_path), {**site.routes, ("", "/held"): held})
     with (
         serving(site, tmp_path, behind=BALANCER, most_of_one=2) as (port, log, metrics),
-        ExitStack() as stack,
+        ThreadPoolExecutor(2) as clients,
     ):
-        held = []
-        for _ in range(2):
-            sock = stack.enter_context(socket.create_connection(("127.0.0.1", port), 60))
-            sock.sendall(header("192.0.2.7") + b"GET /any HTTP/1.1\r\n")
-            held.append(sock)
 
-        def is_limited() -> bool:
-            return ask(port, header("192.0.2.7") + get("/any").encode()) == ""
+        def answer(client: str, path: str = "/any") -> str:
+            return ask(port, header(client) + get(path).encode())
 
-        wait_until(is_limited)
+        waiting = [clients.submit(answer, "192.0.2.7", "/held") for _ in range(2)]
+        assert all(under_way.acquire(timeout=60) for _ in waiting)
+        assert answer("192.0.2.7") == ""
         assert counted(metrics, "limited") == 1
         assert " peer=192.0.2.7 reason=limited" in log.read_text()
-        assert status(ask(port, header("192.0.2.8") + get("/any").encode())) == 200
-        for sock in held:
-            sock.sendall(f"{HOST}\r\n".encode())
-            assert sock.recv(100).startswith(b"HTTP/1.1 200")
-        wait_until(lambda: not is_limited())
+        assert status(answer("192.0.2.8")) == 200
+        release.set()
+        assert [status(each.result(60)) for each in waiting] == [200, 200]
+        wait_until(lambda: status(answer("192.0.2.7")) == 200)
 
 
 def test_health_checks_of_the_balancer_are_served_and_leave_no_trace(
