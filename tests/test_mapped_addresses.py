@@ -24,7 +24,8 @@ from minismtp_plugins.relay import Relaying
 from minismtp import Address, Credentials, Recipient, Session, SocketAddress
 from minismtp.cli.main import parser
 from minismtp.cli.stored_mail import envelope_of
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.config.types import parse_network
 from minismtp.delivery.mx import HostFinder
 from minismtp.server.listener import _peer

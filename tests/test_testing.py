@@ -7,7 +7,7 @@ import pytest
 
 from minismtp import Delivery, Destination, Message, Reject, ServerInfo, hookimpl, plugin
 from minismtp.config import Config, Limits, PluginConfig
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.types import ByteSize
 from minismtp.hooks.guard import StartError
 from minismtp.testing import Dialogue, Dialogues, Mailroom

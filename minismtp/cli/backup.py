@@ -30,7 +30,7 @@ from typing import IO, Final
 from minismtp.cli.common import CommandError, add_config, configuration, say
 from minismtp.cli.progress import Progress
 from minismtp.config import Config
-from minismtp.config.toml_values import reason
+from minismtp.config.mistakes import reason
 from minismtp.inspection.permissions import named_paths
 from minismtp.server.privileges import acting_as_owner
 from minismtp.values.units import octets

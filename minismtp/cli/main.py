@@ -96,13 +96,13 @@ def _interrupt(*_: object) -> None:
 
 def _config_error() -> type[Exception]:
     """Return ConfigError. It is imported when an error was raised, because that takes long."""
-    from minismtp.config.toml_values import ConfigError  # noqa: PLC0415
+    from minismtp.config.mistakes import ConfigError  # noqa: PLC0415
 
     return ConfigError
 
 
 def _failed(error: Exception) -> int:
-    from minismtp.config.toml_values import ConfigError, reason  # noqa: PLC0415
+    from minismtp.config.mistakes import ConfigError, reason  # noqa: PLC0415
 
     if isinstance(error, ConfigError):
         for mistake in error.mistakes:

@@ -59,7 +59,7 @@ def _remarks(path: Path, arguments: argparse.Namespace) -> list[str]:
         found.append(f"Dovecot cannot read this hash. If it has to: --scheme {_DOVECOT_READS}")
     # They take long, and `--help` has no use for them.
     from minismtp.cli.user_remarks import remarks  # noqa: PLC0415
-    from minismtp.config.toml_values import ConfigError  # noqa: PLC0415
+    from minismtp.config.mistakes import ConfigError  # noqa: PLC0415
 
     try:
         config = configuration(arguments)

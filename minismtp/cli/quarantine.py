@@ -28,7 +28,7 @@ from minismtp.cli.text import (
     wrapped,
 )
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.mail.message import Message
 from minismtp.mail.queue_entry import QueueEntry
 from minismtp.mailqueue.queries import Filter

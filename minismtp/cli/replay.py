@@ -24,7 +24,7 @@ from minismtp.cli.progress import Progress
 from minismtp.cli.stored_mail import envelope_of, maildir
 from minismtp.cli.text import json_line
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.hooks.loader import instances
 from minismtp.runtime.log import Log
 from minismtp.values.durable_files import read_file

@@ -29,7 +29,8 @@ from minismtp.cli.common import (
 from minismtp.cli.dry_run import DryRun, ExampleClient, Result
 from minismtp.cli.text import json_lines
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.hooks.loader import instances
 from minismtp.mail.message import Message
 from minismtp.mail.results import findings_of, results_of

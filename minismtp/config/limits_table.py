@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from minismtp.config.checks import MIN_DATA_RATE, Count, check_positive
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.types import ByteSize
 
 _MESSAGE_SIZE: Final = ByteSize.parse("25MiB")

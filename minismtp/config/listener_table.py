@@ -7,7 +7,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 from minismtp.config.checks import check_ciphers, check_name
-from minismtp.config.toml_values import OWN_KEY, ConfigError
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import OWN_KEY
 from minismtp.config.types import Network, SocketAddress
 from minismtp.values.ciphers import GENEROUS
 from minismtp.values.peer import in_networks

@@ -16,7 +16,7 @@ from minismtp.config.checks import (
     check_host,
     check_positive,
 )
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.types import ByteSize, SocketAddress
 from minismtp.values.ciphers import TlsLevel
 

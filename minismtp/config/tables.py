@@ -23,7 +23,8 @@ from minismtp.config.checks import (
     check_unique,
     is_https_url,
 )
-from minismtp.config.toml_values import OTHER_KEYS, OWN_KEY, ConfigError, option_types
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import OTHER_KEYS, OWN_KEY, option_types
 from minismtp.config.types import ByteSize, SocketAddress
 
 _DECISION_LOG_SIZE: Final = ByteSize.parse("64MiB")

@@ -32,7 +32,6 @@ from msgspec import Meta
 from minismtp.config.mistakes import ConfigError, combined, did_you_mean, reason, remedy
 from minismtp.config.types import SCALARS
 
-__all__ = ["ConfigError", "build", "did_you_mean", "option_types", "reason"]
 T = TypeVar("T")
 
 # The names in TOML of the types that msgspec names in its messages.

@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from minismtp.config.checks import check_domain, check_domain_pattern
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 
 _LONGEST_AGE: Final = timedelta(seconds=31_557_600)  # RFC 8461 section 3.2
 

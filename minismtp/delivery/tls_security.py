@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.delivery.dane import END_ENTITY, Dane
 from minismtp.values.address import to_ascii
 from minismtp.values.ciphers import GENEROUS, TlsLevel, set_ciphers

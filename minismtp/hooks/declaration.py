@@ -16,7 +16,7 @@ from textwrap import dedent
 from types import ModuleType
 from typing import Any, Final
 
-from minismtp.config.toml_values import did_you_mean
+from minismtp.config.mistakes import did_you_mean
 from minismtp.values.reply import Defer, Disconnect, Reject
 
 #: Attributes without annotation that mean something to the server.

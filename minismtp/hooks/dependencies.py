@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 
 if TYPE_CHECKING:
     from minismtp.config import Config, PluginConfig

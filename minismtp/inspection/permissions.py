@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import reason
+from minismtp.config.mistakes import reason
 from minismtp.inspection.exposure import Trust, exposures
 
 _SECRET: Final = re.compile(r"(password|secret|token)s?$")

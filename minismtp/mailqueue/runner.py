@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.delivery.attempt import DeliveryContext
 from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet

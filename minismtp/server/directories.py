@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.inspection.exposure import Trust, exposures
 from minismtp.server.privileges import acting_as
 from minismtp.storage.state_format import mark_format

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from minismtp.config import Config
-from minismtp.config.mistakes import ConfigError
-from minismtp.config.toml_values import reason
+from minismtp.config.mistakes import ConfigError, reason
 from minismtp.config.types import EVERY_HOST, SocketAddress
 from minismtp.inspection.ports import holders, named
 from minismtp.server.privileges import acting_as_owner

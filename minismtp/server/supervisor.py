@@ -27,7 +27,7 @@ from typing import Final
 
 from minismtp import __version__
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.types import SocketAddress
 from minismtp.runtime.log import Log, bridge, complain, describe
 from minismtp.runtime.session_limits import SLOTS

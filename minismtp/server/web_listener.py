@@ -25,7 +25,7 @@ from typing import Final
 import msgspec
 
 from minismtp.config import Config, Listener
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.inspection.dns_records import dns_zone
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics

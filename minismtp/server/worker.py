@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minismtp.config import Config, Listener
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.hooks.guard import StartError
 from minismtp.hooks.loader import PluginSet
 from minismtp.hooks.sources import Packages

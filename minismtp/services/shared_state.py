@@ -21,8 +21,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.tables import StateConfig
-from minismtp.config.toml_values import ConfigError
 from minismtp.services.remote import Breaker, RemoteError
 from minismtp.services.state_sqlite import SqliteStore
 from minismtp.services.state_window import Window

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.tables import TlsConfig
-from minismtp.config.toml_values import ConfigError
 from minismtp.mail.session import TlsInfo
 from minismtp.services import client_certificate
 from minismtp.services.certificate_file import certificates_of

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minismtp.config import Config, TlsConfig, default_hostname, default_state_directory
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.types import SocketAddress
 
 FILE = Path("/etc/minismtp/x.toml")

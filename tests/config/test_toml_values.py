@@ -12,14 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 import pytest
 
-from minismtp.config.toml_values import (
-    INTERNAL,
-    OTHER_KEYS,
-    ConfigError,
-    build,
-    did_you_mean,
-    reason,
-)
+from minismtp.config.mistakes import ConfigError, did_you_mean, reason
+from minismtp.config.toml_values import INTERNAL, OTHER_KEYS, build
 from minismtp.config.types import ByteSize
 
 BASE = Path("/etc/minismtp")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.delivery.attempt import DeliveryContext
 from minismtp.delivery.tls_security import Contexts
 from minismtp.hooks.loader import PluginSet

@@ -29,7 +29,7 @@ from minismtp.cli.shadow import Shadow
 from minismtp.cli.trace import line_of
 from minismtp.cli.try_plugin import setting
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.types import ByteSize, Rate, SocketAddress, parse_domain, parse_duration
 from minismtp.mail.dsn import Report, notification
 from minismtp.mail.queue_entry import QueuedRecipient, QueueEntry

@@ -11,7 +11,7 @@ import pytest
 from minismtp import Defer, Reject, hookimpl, plugin
 from minismtp.cli.main import main
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.hooks import specs
 from minismtp.hooks.declaration import doubts as doubts_of
 from minismtp.hooks.guard import Guard, StartError

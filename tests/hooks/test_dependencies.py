@@ -6,7 +6,7 @@ import pytest
 
 from minismtp import Session, hookimpl, plugin
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue
 

@@ -10,7 +10,7 @@ from snippets import SPAM_FLAG
 
 from minismtp import Reject, Session, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.hooks import sources
 from minismtp.hooks.loader import PluginSet, available, hook_names
 from minismtp.runtime.log import Log

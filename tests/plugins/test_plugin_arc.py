@@ -31,7 +31,8 @@ from minismtp import (
     UnansweredError,
     results_of,
 )
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 
 SUITE: Final = Path(__file__).parents[1] / "data" / "arc" / "arc-draft-validation-tests.yml"
 #: The suite has no result for ended chains; RFC 8617 section 5.2 says fail.

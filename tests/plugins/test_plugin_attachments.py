@@ -29,7 +29,8 @@ from minismtp_plugins._parts import parts_of
 from minismtp_plugins.attachments import ATTACHMENTS, Attachments
 
 from minismtp import Content, Message, Session, findings_of
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.mail.content import ContentWriter
 from minismtp.testing import Dialogue, Mailroom
 

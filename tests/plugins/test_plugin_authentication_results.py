@@ -15,7 +15,8 @@ from minismtp_plugins._authres import read, written
 from minismtp_plugins.authentication_results import AuthenticationResults
 
 from minismtp import AuthResult, Envelope, Message, hookimpl, plugin, results_of
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.mail.headers import format_field
 from minismtp.testing import Dialogue, Mailroom
 

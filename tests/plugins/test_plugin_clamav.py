@@ -24,7 +24,8 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue, Mailroom
 
 # The test file of EICAR, in halves, because a scanner could remove this file.

@@ -34,7 +34,8 @@ from minismtp import Address, Content, Delivery, Envelope, Message
 from minismtp.cli.check import check
 from minismtp.cli.main import main
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.delivery.client import Original
 from minismtp.mail.queue_entry import QueueEntry
 from minismtp.smtp.dot_stuffing import dotted

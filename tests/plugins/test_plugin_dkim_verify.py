@@ -37,7 +37,8 @@ from minismtp import (
     UnansweredError,
     results_of,
 )
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.mail.cleanup import clean
 
 MESSAGE = (

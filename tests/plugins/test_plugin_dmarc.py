@@ -22,7 +22,8 @@ from minismtp import (
     plugin,
     results_of,
 )
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.runtime.log import Log
 from minismtp.testing import Dialogue, Mailroom
 

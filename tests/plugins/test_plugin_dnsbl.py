@@ -25,7 +25,8 @@ from minismtp import (
 )
 from minismtp.cli.check import check
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue, Mailroom
 

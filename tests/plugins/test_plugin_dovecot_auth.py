@@ -26,7 +26,8 @@ from minismtp_plugins.dovecot_auth import DovecotAuth
 from ports import free_port
 
 from minismtp import Credentials, RemoteError, Session, SocketAddress
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.mail.session import TlsInfo
 from minismtp.testing import Dialogue
 

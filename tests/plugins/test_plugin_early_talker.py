@@ -14,7 +14,8 @@ import pytest
 from minismtp_plugins.early_talker import EarlyTalker
 
 from minismtp import Finding, ServerInfo, findings_of
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.mail.session import Session
 from minismtp.services.shared_state import State
 from minismtp.testing import Dialogue

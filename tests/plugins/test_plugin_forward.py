@@ -18,7 +18,8 @@ from ports import free_port
 from scripted import Script
 
 from minismtp import Address, Content, Envelope, Local, Message, RemoteError, SocketAddress
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.values.passwords import hash_password
 from minismtp.values.reply import Verdict

@@ -15,7 +15,8 @@ from minismtp_plugins.helo import HELO_PROBLEMS, HeloChecks
 
 from minismtp import Envelope, Resolver, findings_of, hookimpl, plugin
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue, Mailroom
 

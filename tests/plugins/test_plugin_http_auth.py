@@ -20,7 +20,8 @@ from fakes import FAILURES, Talk, drip, listen, nobody_there, saying, serving
 from minismtp_plugins.http_auth import HttpAuth
 
 from minismtp import Credentials, RemoteError, Session
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.mail.session import TlsInfo
 from minismtp.testing import Dialogue
 

@@ -40,7 +40,8 @@ from minismtp_plugins.ldap import Ldap
 from ports import free_port
 
 from minismtp import Credentials, Remote, RemoteError, ServerInfo, SocketAddress
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue
 
 if TYPE_CHECKING:

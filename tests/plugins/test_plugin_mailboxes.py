@@ -10,7 +10,8 @@ import pytest
 from minismtp_plugins.mailboxes import Mailboxes
 
 from minismtp import Address, Defer, Envelope, Local, Recipient, Reject, Session
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 
 SESSION = Session(id="s", listener="smtp", kind="mx", hostname="MX.example.net", peer="192.0.2.1")
 

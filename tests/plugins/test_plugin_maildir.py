@@ -23,7 +23,8 @@ from minismtp_plugins._maildir_paths import path_component
 from minismtp_plugins.maildir import Maildir
 
 from minismtp import Address, Content, Defer, Envelope, GroupSync, Message, ServerInfo
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 
 ALICE = Address("alice", "example.org")
 TEXT = b"Subject: x\r\n\r\n.dot\r\nsome 8-bit \xff\r\n"

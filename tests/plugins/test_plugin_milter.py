@@ -50,7 +50,8 @@ from minismtp import (
     plugin,
 )
 from minismtp.config import PluginConfig
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue, Mailroom
 
 DEFERRED: Final = "451 4.3.0 temporary failure, try again later"

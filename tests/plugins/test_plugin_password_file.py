@@ -22,7 +22,8 @@ from snippets import MX
 from minismtp import Credentials, Defer, folded_name
 from minismtp.cli.check import check
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.smtp.sasl import make_key
 from minismtp.testing import Dialogue
 from minismtp.values.durable_files import unusable_files

@@ -19,7 +19,8 @@ from redis_service import RedisServer, eventually, redis_running
 
 from minismtp import Reject, State, hookimpl, plugin
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.hooks.loader import PluginSet
 from minismtp.services.state_redis import RedisStore
 from minismtp.testing import Dialogue, Mailroom

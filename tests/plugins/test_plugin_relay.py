@@ -13,7 +13,8 @@ from minismtp_plugins.relay import Relaying
 from minismtp import Envelope, Local, hookimpl, plugin
 from minismtp.cli.check import check
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue, Mailroom
 
 # Without a queue, this is the reply to clients that may relay.

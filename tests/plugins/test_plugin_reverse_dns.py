@@ -14,7 +14,8 @@ from minismtp_plugins.reverse_dns import CLIENT_NAME, ClientName, ReverseDns
 
 from minismtp import Envelope, Found, Resolver, Session, findings_of, hookimpl, plugin, results_of
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue, Mailroom
 

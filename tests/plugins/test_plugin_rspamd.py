@@ -26,7 +26,8 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue, Mailroom
 
 # The test line of SpamAssassin and rspamd, in halves, because a filter could remove this file.

@@ -15,7 +15,8 @@ from minismtp_plugins.rules import Condition, Rule, Rules
 
 from minismtp import ByteSize, Content, Envelope, Message, Session, findings_of
 from minismtp.config import Config, PluginConfig
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue, Mailroom
 

@@ -12,7 +12,8 @@ from minismtp_plugins.score import SCORE, Score
 from source import ROOT
 
 from minismtp import Envelope, Finding, Headers, Session, findings_of, hookimpl, plugin
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue, Mailroom
 
 MAIL = "Subject: hello\n\nA message.\n"

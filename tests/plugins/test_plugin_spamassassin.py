@@ -30,7 +30,8 @@ from minismtp import (
     hookimpl,
     plugin,
 )
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue, Mailroom
 
 # The test line of SpamAssassin, in halves, because a filter could remove this file.

@@ -24,7 +24,8 @@ from minismtp import (
     results_of,
 )
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.hooks.loader import PluginSet
 from minismtp.testing import Dialogue, Mailroom
 

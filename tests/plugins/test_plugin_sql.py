@@ -27,7 +27,8 @@ from minismtp_plugins.sql import Sql
 from ports import free_port
 
 from minismtp import Breaker, Credentials, RemoteError, ServerInfo
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue
 from minismtp.values.passwords import hash_password
 

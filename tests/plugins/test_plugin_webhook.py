@@ -20,7 +20,8 @@ from fakes import envelope as make_envelope
 from minismtp_plugins.webhook import Webhook
 
 from minismtp import Address, Content, ContentWriter, Message, RemoteError
-from minismtp.config.toml_values import ConfigError, build
+from minismtp.config.mistakes import ConfigError
+from minismtp.config.toml_values import build
 from minismtp.testing import Dialogue, Mailroom
 from minismtp.values.reply import Verdict
 

@@ -7,7 +7,7 @@ import pytest
 
 from minismtp import Instrumented, Message, ServerInfo, Session, hookimpl, plugin
 from minismtp.config import PluginConfig
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.hooks.guard import StartError
 from minismtp.testing import Dialogue, Dialogues, Mailroom
 

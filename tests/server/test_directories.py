@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.server.directories import make_control_directory, own, runtime_directory
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")

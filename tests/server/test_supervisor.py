@@ -21,7 +21,7 @@ import pytest
 from ports import free_port
 
 from minismtp.config import Config
-from minismtp.config.toml_values import ConfigError
+from minismtp.config.mistakes import ConfigError
 from minismtp.server.generation import workers_of
 from minismtp.server.respawn import pause
 from minismtp.server.signals import SIGNALS, next_signal

@@ -26,9 +26,9 @@ from redis_service import RedisServer, eventually, redis_running
 from minismtp import Claim, Defer, RemoteError, ServerInfo, Session, State, hookimpl, plugin
 from minismtp.cli.check import check
 from minismtp.config import Config, PluginConfig
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.schema import schema
 from minismtp.config.tables import StateConfig
-from minismtp.config.toml_values import ConfigError
 from minismtp.services.remote import Breaker
 from minismtp.services.state_redis import RedisStore
 from minismtp.services.state_sqlite import SqliteStore

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.tables import SniCertificate, TlsConfig
-from minismtp.config.toml_values import ConfigError
 from minismtp.services.tls import Certificates, first_end, not_after, server_context, tls_info
 
 if TYPE_CHECKING:

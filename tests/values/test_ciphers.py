@@ -13,8 +13,8 @@ import trustme
 from snippets import MX, SUBMISSIONS, listener
 
 from minismtp.config import Listener, TlsConfig
+from minismtp.config.mistakes import ConfigError
 from minismtp.config.outbound_tables import Outbound
-from minismtp.config.toml_values import ConfigError
 from minismtp.config.types import SocketAddress
 from minismtp.delivery.tls_security import Contexts
 from minismtp.values.ciphers import GENEROUS

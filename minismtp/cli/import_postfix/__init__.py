@@ -30,7 +30,7 @@ from minismtp.cli.setup.placement import Placement, pending
 from minismtp.cli.setup.plan import Existing, Made, Plan, PlannedFile, aside
 from minismtp.cli.text import json_lines, terminal_width, wrapped
 from minismtp.config import DEFAULT_FILE
-from minismtp.config.toml_values import reason
+from minismtp.config.mistakes import reason
 from minismtp.config.types import parse_domain
 
 _DIRECTORY: Final = Path("/etc/postfix")

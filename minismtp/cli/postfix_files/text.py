@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from minismtp.config.toml_values import reason
+from minismtp.config.mistakes import reason
 
 BLANKS: Final = " \t\n\v\f\r"
 _SEPARATORS: Final = ", \t\r\n"

@@ -40,7 +40,7 @@ from minismtp.cli.setup.placement import Placement, pending
 from minismtp.cli.setup.plan import Plan, first_plan
 from minismtp.cli.setup.questions import Asker, likely_hostname
 from minismtp.config import DEFAULT_FILE
-from minismtp.config.toml_values import reason
+from minismtp.config.mistakes import reason
 
 _STATE_DIRECTORY: Final = Path("/var/lib/minismtp")
 _UMASK: Final = 0o022  # else the server could not enter directories above its own

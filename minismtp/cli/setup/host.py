@@ -14,8 +14,7 @@ from minismtp.cli.setup import dovecot
 from minismtp.cli.setup.dovecot import Dovecot
 from minismtp.cli.setup.placement import Owner
 from minismtp.config import Config, TlsConfig
-from minismtp.config.mistakes import ConfigError
-from minismtp.config.toml_values import reason
+from minismtp.config.mistakes import ConfigError, reason
 from minismtp.server.privileges import acting_as
 from minismtp.services import tls
 from minismtp.services.certificate_file import Certificate, certificates_of
