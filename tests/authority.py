@@ -38,13 +38,17 @@ EAB_KEY: Final = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ1
 
 @dataclass
 class Authority:
-    """A running authority. It fetches answers from `web_port` of loopback, or from `tls_port`."""
+    """A running authority. It fetches answers from `web_port` of loopback, or from `tls_port`.
+
+    `dns_port` is that of its DNS, which has every name; servers with this `table` ask it.
+    """
 
     port: int
     web_port: int
     tls_port: int
     trusted: Path
     log: Path
+    dns_port: int = 0
 
     def table(self, challenges: Path | None, *lines: str, names: str = "mx.example.org") -> str:
         """Return `[tls.acme]` for a configuration."""
@@ -56,6 +60,7 @@ class Authority:
                 f"names = {json.dumps(names.split())}\n",
                 *place,
                 *lines,
+                *([f'[dns]\nnameservers = ["127.0.0.1:{self.dns_port}"]\n'] * bool(self.dns_port)),
             ]
         )
 
@@ -100,7 +105,7 @@ def running_authority(
             stack.callback(process.kill)
         for each in (port, dns):
             wait_until(lambda each=each: _answers(each))  # type: ignore[misc]
-        yield Authority(port, web, tls, trusted, log)
+        yield Authority(port, web, tls, trusted, log, dns)
 
 
 def issue(directory: Path, authority: trustme.CA, **options: Any) -> tuple[Path, Path]:  # noqa: ANN401 - of trustme

@@ -1,18 +1,27 @@
-"""A DNS for tests: nsd has the zones, and unbound asks it as a resolver."""
+"""A DNS for tests: nsd has the zones, and unbound asks it as a resolver.
+
+`Records` is another one, whose records may change while it runs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import dns.exception
+import dns.flags
 import dns.message
 import dns.query
+import dns.rcode
+import dns.rdatatype
+import dns.rrset
 import pytest
 from ports import free_port
 
@@ -118,3 +127,57 @@ def silent() -> Iterator[SocketAddress]:
     with socket.socket(type=socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield SocketAddress("127.0.0.1", sock.getsockname()[1])
+
+
+@dataclass
+class Records:
+    """A server with the records of `known`, by name and type; it may be changed while it runs.
+
+    A name without an entry does not exist. `flags` are those of its answers, and `asked` has the
+    questions.
+    """
+
+    known: dict[tuple[str, str], list[str]]
+    flags: int = dns.flags.AA
+    rcode: dns.rcode.Rcode | None = None  # of all answers
+    referral: str = ""  # the name server that it refers to, without answers of its own
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    address: SocketAddress = field(init=False)
+
+    def answer(self, question: dns.message.Message) -> dns.message.Message:
+        """Return the answer to a question."""
+        [asked] = question.question
+        name, kind = asked.name.to_text(omit_final_dot=True), dns.rdatatype.to_text(asked.rdtype)
+        self.asked.append((name, kind))
+        reply = dns.message.make_response(question)
+        reply.flags |= self.flags
+        if self.rcode is not None:
+            reply.set_rcode(self.rcode)
+        elif self.referral:
+            reply.authority.append(dns.rrset.from_text(asked.name, 60, "IN", "NS", self.referral))
+        elif texts := self.known.get((name, kind)):
+            reply.answer.append(dns.rrset.from_text_list(asked.name, 60, "IN", kind, texts))
+        elif not any(each == name for each, _ in self.known):
+            reply.set_rcode(dns.rcode.NXDOMAIN)
+        return reply
+
+
+@contextlib.contextmanager
+def running(records: Records) -> Iterator[Records]:
+    """Answer from these records while the block runs."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        records.address = SocketAddress("127.0.0.1", sock.getsockname()[1])
+
+        def answer() -> None:
+            while (received := sock.recvfrom(4096))[0]:
+                reply = records.answer(dns.message.from_wire(received[0]))
+                sock.sendto(reply.to_wire(), received[1])
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        try:
+            yield records
+        finally:
+            sock.sendto(b"", sock.getsockname())
+            thread.join()

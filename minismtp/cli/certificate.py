@@ -17,7 +17,7 @@ from minismtp.runtime.log import complain
 from minismtp.server.directories import server_process
 from minismtp.server.privileges import acting_as_owner
 from minismtp.services.acme_files import AcmeFiles, BusyError, require_library
-from minismtp.services.acme_schedule import AcmeError, is_self_signed, plan
+from minismtp.services.acme_schedule import AcmeError, is_self_signed, plan, waits_for_dns
 from minismtp.services.certificate_file import certificates_of, common_name
 
 
@@ -126,7 +126,7 @@ def _renewal(config: Config, acme: AcmeConfig) -> dict[str, Any]:
         "renewal": date(coming.at or time.time()),
         "why": coming.reason,
         "attempted": date(state.attempted) if state.attempted else "",
-        "failures": state.failures if state.error else 0,
+        "failures": state.failures if state.error and not waits_for_dns(state) else 0,
         "error": state.error,
     }
 
@@ -141,6 +141,6 @@ def details(values: dict[str, Any]) -> Iterator[str]:
         text = ", ".join(value) if isinstance(value, list) else str(value)
         if name == "until" and days is not None:
             text += f" ({days} days)" if days >= 0 else " (expired)"
-        if name == "error":
+        if name == "error" and values.get("failures"):
             text = f"failed: {text}"
         yield detail(name, text)

@@ -14,6 +14,7 @@ from minismtp.config.mistakes import ConfigError, remedy
 from minismtp.inspection.problem import Problem, error, warning
 from minismtp.services.acme_answers import PORTS
 from minismtp.services.acme_files import AcmeFiles, State, requested, require_library
+from minismtp.services.acme_schedule import waits_for_dns
 
 
 def check_acme(config: Config) -> Iterator[Problem]:
@@ -42,7 +43,8 @@ def check_acme(config: Config) -> Iterator[Problem]:
         text = f"{problem.filename}: {problem.strerror}{remedy(problem)}"
         yield warning(config, "tls.acme", text)
     if state.error and state.request == requested(acme):
-        yield warning(config, "tls.acme", f"the last attempt failed: {state.error}")
+        what = "the certificate waits" if waits_for_dns(state) else "the last attempt failed"
+        yield warning(config, "tls.acme", f"{what}: {state.error}")
 
 
 def _unreachable(acme: AcmeConfig, config: Config) -> str:

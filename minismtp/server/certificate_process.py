@@ -35,8 +35,18 @@ from minismtp.services.acme_files import (
     is_time_to_ask,
     require_library,
 )
-from minismtp.services.acme_schedule import AcmeError, Failure, Plan, is_self_signed, plan, wait
+from minismtp.services.acme_schedule import (
+    AbsentError,
+    AcmeError,
+    Failure,
+    Plan,
+    is_self_signed,
+    plan,
+    wait,
+    waits_for_dns,
+)
 from minismtp.services.certificate_file import Certificate
+from minismtp.services.resolver import Resolver
 from minismtp.values.threads import start_thread
 
 _TICK: Final = 5.0  # seconds between two looks
@@ -148,10 +158,17 @@ class Renewals:
 
         self.end_by = time.monotonic() + _LONGEST_ATTEMPT
         self._log.info("getting a certificate", names=",".join(self._acme.names), reason=reason)
+        resolver = Resolver(self._config.dns.nameservers)  # a new one, without old answers
         try:
-            got = get_certificate(self._config, lambda step: self._log.debug("acme", step=step))
+            got = get_certificate(
+                self._config, lambda step: self._log.debug("acme", step=step), resolver
+            )
         except BusyError:
             return
+        except AbsentError as error:
+            coming = self._show(self._certificate(), self._files.state())
+            text = "the certificate waits for the DNS"
+            self._log.warning(text, reason=str(error), next=_date(coming.at))
         except AcmeError as error:
             self._failures += 1
             self._resume = time.monotonic() + wait(Failure.UNREACHED, self._failures)
@@ -164,8 +181,9 @@ class Renewals:
             coming = self._show(got, state)
             self._log.info("got a certificate", names=",".join(got.names), until=_date(got.end))
             if state.error:
+                tell = self._log.warning if waits_for_dns(state) else self._log.error
                 text = "the certificate lacks names"
-                self._log.error(text, error=state.error, next=_date(coming.at))
+                tell(text, error=state.error, next=_date(coming.at))
 
     def _ask(self, state: State) -> None:
         """Ask the authority when it wants the renewal, some times a day."""

@@ -109,8 +109,8 @@ def _prepare(config: Config, packages: Packages) -> None:
     """Do what each process would do for itself, so that they share the memory that it takes."""
     import_shipped(config, packages)
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # the first context initializes OpenSSL
-    if any(listener.is_public for listener in config.listeners):
-        import_library()  # for the names, the policies and the hosts of strangers
+    if config.tls.acme is not None or any(each.is_public for each in config.listeners):
+        import_library()  # for the names, the policies and the hosts of strangers, and our own
 
 
 def workers_of(config: Config) -> int:

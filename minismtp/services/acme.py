@@ -15,6 +15,7 @@ from functools import partial
 import msgspec
 
 from minismtp.config import AcmeConfig, Config
+from minismtp.services.acme_addresses import names_without_address
 from minismtp.services.acme_answers import answers_of
 from minismtp.services.acme_client import Authority
 from minismtp.services.acme_files import (
@@ -26,6 +27,9 @@ from minismtp.services.acme_files import (
 )
 from minismtp.services.acme_order import Issued, order
 from minismtp.services.acme_schedule import (
+    MOST_LOOKS,
+    NO_ADDRESS,
+    AbsentError,
     AcmeError,
     CheckError,
     Failure,
@@ -35,22 +39,29 @@ from minismtp.services.acme_schedule import (
     wait,
 )
 from minismtp.services.certificate_file import Certificate, certificates_in
+from minismtp.services.resolver import Resolver
 
 
 def get_certificate(
-    config: Config, say: Callable[[str], None] = lambda _: None, *, new_key: bool = False
+    config: Config,
+    say: Callable[[str], None] = lambda _: None,
+    resolver: Resolver | None = None,
+    *,
+    new_key: bool = False,
 ) -> Certificate:
     """Get a certificate now, make it the one in use, and return it.
 
     It has the key of the one in use, or a new one with `new_key`. `say` is called with each step.
-    Raise AcmeError after a failure, which is noted with the time of the next attempt; and BusyError
-    if another process is at it. Blocks for some minutes at most, unless the authority sends its
-    answers in very small pieces.
+    With a `resolver`, which must not know old answers, the first attempts leave out names that have
+    no address in the DNS yet, and raise AbsentError if the others are not enough. Raise AcmeError
+    after a failure, which is noted with the time of the next attempt; and BusyError if another
+    process is at it. Blocks for some minutes at most, unless the authority sends its answers in
+    very small pieces.
     """
     acme, files = _table(config), AcmeFiles.of(config)
     try:
         with files.locked():
-            return _Attempt(config, acme, files, say).run(new_key=new_key)
+            return _Attempt(config, acme, files, say, resolver).run(new_key=new_key)
     except OSError as error:  # before anything could be noted
         raise _local(error, files) from error
 
@@ -76,28 +87,38 @@ def ask_for_renewal(config: Config) -> State:
 
 class _Attempt:
     def __init__(
-        self, config: Config, acme: AcmeConfig, files: AcmeFiles, say: Callable[[str], None]
+        self,
+        config: Config,
+        acme: AcmeConfig,
+        files: AcmeFiles,
+        say: Callable[[str], None],
+        resolver: Resolver | None,
     ) -> None:
         self._config = config
         self._acme = acme
         self._files = files
         self._say = say
+        self._resolver = resolver
         self._state = files.state()
         self._ordered = False  # whether the authority may have issued a certificate
 
     def run(self, *, new_key: bool) -> Certificate:
         """Make the attempt. Raise AcmeError."""
         wanted = requested(self._acme)
-        failures = self._state.failures + 1 if self._state.request == wanted else 1
+        if self._state.request != wanted:
+            self._state = msgspec.structs.replace(self._state, failures=0, looks=0)
+        absent, looks = self._absent(new_key=new_key)
+        failures = self._state.failures + 1
         self._note(
             request=wanted,
             attempted=time.time(),
             failures=failures,
+            looks=0 if absent else looks,
             error="the attempt was interrupted",
             wait_until=time.time() + wait(Failure.REFUSED, failures),
         )
         try:
-            certificate, missing = self._certificate(new_key=new_key)
+            certificate, problem = self._certificate(absent, new_key=new_key)
         except OSError as error:
             failed = _local(error, self._files)
             if self._ordered:
@@ -105,23 +126,51 @@ class _Attempt:
         except AcmeError as error:
             failed = error
         else:
-            self._note(
-                issued=wanted,
-                renewed=time.time(),
-                failures=failures if missing else 0,
-                error=str(CheckError(missing)) if missing else "",
-                wait_until=time.time() + wait(Failure.REFUSED, failures) if missing else 0.0,
-                suggested=0.0,
-                ask_after=0.0,
-            )
+            done = {"issued": wanted, "renewed": time.time(), "suggested": 0.0, "ask_after": 0.0}
+            if problem is None:
+                self._note(failures=0, error="", wait_until=0.0, **done)
+            elif isinstance(problem, AbsentError):
+                self._note_absent(problem, looks, failures=0, **done)
+            else:
+                pause = wait(problem.failure, failures)
+                self._note(error=str(problem), wait_until=time.time() + pause, **done)
             return certificate
         self._files.drop_key()
         pause = wait(failed.failure, failures, failed.ordered)
         self._note(error=str(failed), wait_until=time.time() + pause)
         raise failed
 
-    def _certificate(self, *, new_key: bool) -> tuple[Certificate, dict[str, str]]:
-        """Get a certificate, and return it with the reason for each name that it lacks."""
+    def _absent(self, *, new_key: bool) -> tuple[list[str], int]:
+        """Return the names to leave out, and how many attempts in a row found such names.
+
+        Names of the certificate in use are not looked up, because an authority checked them. Raise
+        AbsentError if the others are not enough.
+        """
+        if self._resolver is None:
+            return [], 0
+        names, known = self._acme.names, self._known
+        new = [name for name in names if known is None or name not in known.names]
+        absent = names_without_address(new, self._resolver)
+        if not absent:
+            return [], 0
+        looks = self._state.looks + 1
+        if looks > MOST_LOOKS:
+            return [], MOST_LOOKS + 1
+        if not self._is_enough([name for name in names if name not in absent], new_key=new_key):
+            error = AbsentError(absent)
+            request, now = requested(self._acme), time.time()
+            self._note_absent(error, looks, request=request, attempted=now)
+            raise error
+        return absent, looks
+
+    def _note_absent(self, error: AbsentError, looks: int, **changes: object) -> None:
+        until = time.time() + wait(error.failure, looks)
+        self._note(error=str(error), looks=looks, wait_until=until, **changes)
+
+    def _certificate(
+        self, absent: Collection[str], *, new_key: bool
+    ) -> tuple[Certificate, AcmeError | None]:
+        """Get a certificate, and return it with the error that says which names it lacks."""
         acme, files = self._acme, self._files
         account_key, key = self._account_key(), files.prepare_key(acme.key_type, new=new_key)
         answers = answers_of(self._config)
@@ -140,13 +189,16 @@ class _Attempt:
             self._ordered = True
             issue = partial(authority.issue, key, say=self._say)
             is_enough = partial(self._is_enough, new_key=new_key)
-            issued = order(issue, acme.names, answers, is_enough, self._say)
+            names = [name for name in acme.names if name not in absent]
+            issued = order(issue, names, answers, is_enough, self._say)
         finally:
             self._note(account=authority.account, account_directory=acme.url)
         certificate = self._checked(key, issued)
         files.install(key, issued.chain)
         self._say(f"{files.certificate} has the new certificate")
-        return certificate, issued.missing
+        if issued.missing:
+            return certificate, CheckError(issued.missing | dict.fromkeys(absent, NO_ADDRESS))
+        return certificate, AbsentError([*absent]) if absent else None
 
     def _is_enough(self, names: Collection[str], *, new_key: bool) -> bool:
         """Return whether a certificate for these names is worth having.

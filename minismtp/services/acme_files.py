@@ -47,6 +47,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
 
     `request` is what was asked for, and `issued` the same of the last certificate; see
     `requested`. After a failure, `error` says why, and there is no attempt before `wait_until`.
+    `looks` is how many attempts in a row left names out because they had no address in the DNS.
     `suggested` is when the authority wants the renewal (RFC 9773), and `ask_after` when to ask it
     again. `account` is the URL of the account at `account_directory`.
     """
@@ -56,6 +57,7 @@ class State(msgspec.Struct, frozen=True, kw_only=True):
     attempted: Moment = 0.0
     renewed: Moment = 0.0
     failures: int = 0
+    looks: int = 0
     error: str = ""
     wait_until: Moment = 0.0
     suggested: Moment = 0.0

@@ -3,6 +3,10 @@
 A certificate is renewed when its authority suggests it (RFC 9773), else after 60 to 67 % of its
 life. The waits after failures stay below the limits of public authorities. Let's Encrypt allows 5
 failed checks of a name an hour, and 5 certificates for the same names a week.
+
+An authority would refuse names that have no address in the DNS yet. So it is not asked for them in
+the first attempts, which are some minutes apart. Later ones ask it in any case, because it may see
+another DNS than this host does.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import enum
 import hashlib
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +33,10 @@ _JITTER: Final = 0.25
 _CLOCKS: Final = 3_600.0  # seconds by which a clock is set back without doubts about past times
 _LONGEST_TEXT: Final = 600  # characters of an error
 _LONGEST_ORDER: Final = 7 * 86_400.0  # seconds; no authority can stop attempts for longer
+NO_ADDRESS: Final = "no address in the DNS yet"
+#: How many attempts leave out names without an address. They take 22 minutes, about as long as the
+#: wait after a refusal.
+MOST_LOOKS: Final = 6
 
 
 class Failure(enum.Enum):
@@ -36,6 +44,7 @@ class Failure(enum.Enum):
 
     UNREACHED = (60.0, 3_600.0)  # no authority counted it, or it was here
     REFUSED = (1_200.0, 86_400.0)
+    ABSENT = (60.0, 300.0)  # names have no address in the DNS, and no authority was asked for them
 
 
 class AcmeError(Exception):
@@ -59,6 +68,13 @@ class CheckError(AcmeError):
         self.failed = failed
 
 
+class AbsentError(AcmeError):
+    """The names have no address in the DNS, so the authority was not asked for them."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(f"{NO_ADDRESS}: {', '.join(names)}", Failure.ABSENT)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """When to get the next certificate, in seconds since the epoch, and why."""
@@ -74,8 +90,15 @@ def plan(acme: AcmeConfig, certificate: Certificate | None, state: State) -> Pla
     # An attempt in the future was made before a change of the clock, which also ended its wait.
     is_past = state.attempted <= time.time() + _CLOCKS
     if state.error and is_past and state.request == wanted and state.wait_until > found.at:
-        return Plan(state.wait_until, "the last attempt failed")
+        waits = waits_for_dns(state)
+        reason = "names are not in the DNS yet" if waits else "the last attempt failed"
+        return Plan(state.wait_until, reason)
     return found
+
+
+def waits_for_dns(state: State) -> bool:
+    """Return whether the last attempt left out names without an address, and asked for no other."""
+    return 0 < state.looks <= MOST_LOOKS
 
 
 def _need(acme: AcmeConfig, certificate: Certificate | None, state: State, wanted: str) -> Plan:

@@ -11,11 +11,14 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import pytest
-from authority import Authority
+from authority import Authority, hurry, serving_challenges
+from nameserver import Records, running
 from snippets import CLEAR, listener
 
 from minismtp.cli.main import main
@@ -234,6 +237,46 @@ def test_names_that_the_new_certificate_lacks_are_in_the_log(
     renewals.step()
     [line] = re.findall("error the certificate lacks names .*", (directory / "log").read_text())
     assert 'error="the authority cannot check the names: b.example: no" next=20' in line
+
+
+def test_record_that_comes_late_is_waited_for_without_a_refusal(
+    configure: Configure, authority: Authority, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurry(monkeypatch)
+    place = configure().parent
+    with running(Records({})) as records, serving_challenges(authority.web_port, place) as asked:
+        own = replace(authority, dns_port=records.address.port)
+        path = configure(own.table(place), listeners=STARTTLS)
+        config, metrics = Config.load(path), Metrics()
+        ensure_certificate(config)
+        assert config.tls.acme is not None
+        with (place / "log").open("wb") as log:
+            descriptor = os.dup(log.fileno())
+            renewals = Renewals(config, config.tls.acme, metrics, Log(descriptor=descriptor))
+        for _ in range(3):  # of which the first one looks
+            renewals.step()
+        assert not asked
+        problem = "no address in the DNS yet: mx.example.org"
+        [line] = re.findall("warning .*", (place / "log").read_text())
+        assert line.startswith(
+            f'warning the certificate waits for the DNS reason="{problem}" next=20'
+        )
+        found = status(path, capsys)
+        assert (found["error"], found["failures"]) == (problem, 0)
+        assert found["why"] == "names are not in the DNS yet"
+        assert main(["certificate", "--config", str(path)]) == 0
+        shown = capsys.readouterr().out
+        assert problem in shown
+        assert "failed" not in shown
+        files = AcmeFiles.of(config)
+        files.write_state(msgspec.structs.replace(files.state(), wait_until=1.0))
+        records.known["mx.example.org", "A"] = ["192.0.2.1"]
+        renewals.step()
+    assert set(asked) == {"mx.example.org"}
+    text = (place / "log").read_text()
+    assert " info got a certificate names=mx.example.org until=20" in text
+    assert " error " not in text
+    assert files.state().error == ""
 
 
 def test_library_is_imported_before_the_first_look(
