@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -166,6 +167,9 @@ class Stub:
     renewal: bytes | None = None  # what it says about renewals (RFC 9773); None = it does not
     renewal_status: int = 200
     pause: float = 0.0  # seconds between two octets of that
+    header_pause: float = 0.0  # seconds between two octets of its header
+    missing: int = 0  # octets of it that are not sent
+    silent: bool = False  # whether it then neither sends nor hangs up
     asked: list[str] = field(default_factory=list)
 
 
@@ -201,12 +205,12 @@ def stub_authority(directory: Path, **options: Any) -> Iterator[Stub]:  # noqa: 
             fields = {"Content-Type": "application/json", "Replay-Nonce": "bm9uY2U"}
             for name, value in (fields | (headers or {})).items():
                 self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            pieces = [body[at : at + 1] for at in range(len(body))] if stub.pause else [body]
-            for piece in pieces:
-                time.sleep(stub.pause)
-                self.wfile.write(piece)
+            self.send_header("Content-Length", str(len(body) + stub.missing))
+            header = b"".join([*self._headers_buffer, b"\r\n"])
+            _drip(self.wfile, header, stub.header_pause)
+            _drip(self.wfile, body, stub.pause)
+            self._headers_buffer: list[bytes] = []
+            self.close_connection = not stub.silent
 
         def log_message(self, *_: object) -> None:
             pass
@@ -219,6 +223,13 @@ def stub_authority(directory: Path, **options: Any) -> Iterator[Stub]:  # noqa: 
     )
     with _serving(server):
         yield stub
+
+
+def _drip(file: BufferedIOBase, octets: bytes, pause: float) -> None:
+    """Write octets, each after a pause if there is one."""
+    for piece in [octets[at : at + 1] for at in range(len(octets))] if pause else [octets]:
+        time.sleep(pause)
+        file.write(piece)
 
 
 @contextlib.contextmanager

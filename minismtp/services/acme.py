@@ -55,8 +55,7 @@ def get_certificate(
     With a `resolver`, which must not know old answers, the first attempts leave out names that have
     no address in the DNS yet, and raise AbsentError if the others are not enough. Raise AcmeError
     after a failure, which is noted with the time of the next attempt; and BusyError if another
-    process is at it. Blocks for some minutes at most, unless the authority sends its answers in
-    very small pieces.
+    process is at it. Blocks for some minutes at most.
     """
     acme, files = _table(config), AcmeFiles.of(config)
     try:

@@ -1,8 +1,9 @@
 """One order of a certificate from an authority (RFC 8555), with the library `acme`.
 
 Only a process that gets a certificate imports this module, because the library takes 20 MiB. Every
-failure is an `AcmeError` with one line for the administrator. A request takes 30 s at most between
-two packets, and an answer 1 MiB; `Order` has a deadline, and the process that runs it another one.
+failure is an `AcmeError` with one line for the administrator. A request with its connection and its
+answer takes about a minute at most, and an answer has at most 1 MiB. The checks of an order have a
+deadline, and the process that runs it has another one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +26,8 @@ from josepy import jwa, jwk
 from josepy.errors import Error as JsonError
 from josepy.util import ComparableECKey
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.util.ssl_ import create_urllib3_context
 
 from minismtp import __version__
 from minismtp.config import AcmeConfig
@@ -32,10 +36,11 @@ from minismtp.services.acme_answers import Answers
 from minismtp.services.acme_schedule import AcmeError, CheckError, Failure
 from minismtp.values.durable_files import without_marks
 
-_TIMEOUT: Final = 30  # seconds
+_TIMEOUT: Final = 30  # seconds between two packets of an answer
+_LONGEST_CONNECT: Final = 15  # seconds for each address of the authority
+_LONGEST_REQUEST: Final = 60.0  # seconds, with its connection and its answer
 _DEADLINE: Final = dt.timedelta(seconds=120)  # for the checks, and again for the issue
 _LONGEST_ANSWER: Final = 1 << 20  # octets
-_LONGEST_READING: Final = 60.0  # seconds
 _PIECE: Final = 1 << 16  # octets read at once
 _KEY: Final = re.compile("[A-Za-z0-9_-]++=*+")
 _LONGEST_KEY: Final = 4096  # octets of a file
@@ -234,24 +239,71 @@ class Authority:
 
 
 class _BoundedAdapter(HTTPAdapter):
-    """Reads an answer of bounded length, in bounded time after its header."""
+    """Makes requests in bounded time, with answers of bounded length. It is for one thread.
+
+    The timeouts of the library are for each packet, so an authority that sends an octet now and
+    then would never exceed them.
+    """
+
+    def __init__(self) -> None:
+        self._due = inf  # monotonic
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as its base
+        """Make the connections, whose sockets know the deadline."""
+        super().init_poolmanager(*args, ssl_context=_timed_context(self._left), **kwargs)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:  # noqa: ANN401 - as its base
+        """Return the connections through a proxy, whose sockets know the deadline."""
+        context = _timed_context(self._left)
+        return super().proxy_manager_for(proxy, ssl_context=context, **kwargs)
 
     def send(self, request: requests.PreparedRequest, **kwargs: Any) -> requests.Response:  # type: ignore[override]  # noqa: ANN401 - as its base
-        """Send a request and return the answer with its content."""
-        response = super().send(request, **(kwargs | {"stream": True}))
-        due, content = time.monotonic() + _LONGEST_READING, b""
-        while piece := response.raw.read1(_PIECE, decode_content=True):
-            content += piece
-            problem = ""
-            if len(content) > _LONGEST_ANSWER:
-                problem = f"the answer is longer than {_LONGEST_ANSWER} octets"
-            elif time.monotonic() > due:
-                problem = f"the answer takes longer than {_LONGEST_READING:g} s"
-            if problem:
-                response.close()
-                raise requests.ConnectionError(problem)
+        """Send a request and return the answer with its content. Raise RequestException."""
+        self._due, content = time.monotonic() + _LONGEST_REQUEST, b""
+        kwargs |= {"stream": True, "timeout": (_LONGEST_CONNECT, _TIMEOUT)}
+        response = super().send(request, **kwargs)
+        try:
+            while piece := response.raw.read1(_PIECE, decode_content=True):
+                content += piece
+                if len(content) > _LONGEST_ANSWER:
+                    response.close()
+                    problem = f"the answer is longer than {_LONGEST_ANSWER} octets"
+                    raise requests.ConnectionError(problem)
+        except ReadTimeoutError as error:  # the library turns only those of the header into its own
+            raise requests.ReadTimeout(error) from error
+        except HTTPError as error:
+            raise requests.ConnectionError(error) from error
         response._content = content  # noqa: SLF001 - what `Response.content` reads
         return response
+
+    def _left(self) -> float:
+        """Return the seconds for the next packet. Raise OSError after the deadline."""
+        left = self._due - time.monotonic()
+        if left <= 0:
+            raise OSError(f"the answer takes longer than {_LONGEST_REQUEST:g} s")
+        return min(left, _TIMEOUT)
+
+
+def _timed_context(left: Callable[[], float]) -> ssl.SSLContext:
+    """Return a context for TLS whose sockets wait for `left` seconds at most for each packet."""
+
+    class Timed(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            self.settimeout(left())
+            super().do_handshake(block)
+
+        def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:  # noqa: ANN401 - as its base
+            self.settimeout(left())
+            try:
+                return super().recv_into(buffer, nbytes, flags)
+            except TimeoutError:
+                left()  # after the deadline, it tells
+                raise
+
+    context = create_urllib3_context()
+    context.sslsocket_class = Timed
+    return context
 
 
 def binding_key(path: Path) -> str:
@@ -300,8 +352,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _inner(error: BaseException) -> BaseException | None:
-    first = error.args[0] if error.args else None
-    for found in (getattr(error, "reason", None), first, error.__cause__):
+    for found in (getattr(error, "reason", None), *error.args, error.__cause__):
         if isinstance(found, BaseException) and found is not error:
             return found
     return None

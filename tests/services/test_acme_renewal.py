@@ -177,14 +177,29 @@ def test_answer_without_sense_leaves_the_usual_time(
     assert len(stub.asked) == asked
 
 
+@pytest.mark.parametrize("part", ["pause", "header_pause"])
 def test_answer_that_trickles_in_is_cut_off(
-    config: Config, stub: Stub, monkeypatch: pytest.MonkeyPatch
+    part: str, config: Config, stub: Stub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minismtp.services.acme_client._LONGEST_READING", 0.5)
+    monkeypatch.setattr("minismtp.services.acme_client._LONGEST_REQUEST", 0.5)
     stub.renewal = window(1, 2).ljust(100_000)
-    stub.pause = 0.01
+    stub.headers = {"X-Long": "x" * 60_000}
+    setattr(stub, part, 0.01)
     begun = time.monotonic()
     with pytest.raises(AcmeError, match=r"the answer takes longer than 0\.5 s"):
         ask_for_renewal(config)
     assert time.monotonic() - begun < 60
     assert planned(config).reason == "renewal"
+
+
+@pytest.mark.parametrize(
+    ("silent", "text"),
+    [(True, "no answer within 0.5 s"), (False, "Remote end closed|IncompleteRead")],
+)
+def test_answer_that_ends_in_the_middle_is_a_failure(
+    silent: bool, text: str, config: Config, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minismtp.services.acme_client._TIMEOUT", 0.5 if silent else 60)
+    stub.renewal, stub.missing, stub.silent = window(1, 2), 10, silent
+    with pytest.raises(AcmeError, match=text):
+        ask_for_renewal(config)

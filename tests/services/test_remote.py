@@ -212,6 +212,17 @@ def test_web_service_sends_fields_in_utf_8_each_value_and_a_body_that_is_a_file(
     assert sent == body.getvalue()
 
 
+@pytest.mark.parametrize("begin", [b"", b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_web_service_that_answers_in_single_octets_ends_at_the_deadline(begin: bytes) -> None:
+    def talk(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(begin)
+        drip(sock)
+
+    with serving(talk) as address, pytest.raises(RemoteError, match="too slow"):
+        WebService(f"http://{address}/", timeout=SHORT).request("GET")
+
+
 def test_field_with_a_line_end_is_not_sent() -> None:
     with serving(saying()) as address, pytest.raises(RemoteError, match="Invalid header value"):
         WebService(f"http://{address}/", timeout=LONG).request("GET", headers={"A": "b\r\nC: d"})
