@@ -97,7 +97,7 @@ class Maildir:
         self._template = Template(self.path)
         self._host = name_part(socket.gethostname())[:_LONGEST_HOST]
         self._room = Quota(self.quota) if self.quota else None
-        self._state = Path()  # where the workers find each other for `sync = "group"`
+        self._state = Path()  # where the workers find each other, and not made if it is missing
         self._groups: dict[int, GroupSync] = {}  # by device, because Maildirs may be on several
 
     @hookimpl
@@ -191,13 +191,13 @@ class Maildir:
     def _make_directories(self, box: Path, folder: Path) -> None:
         # Also the existing levels, because one may have been created just before a crash.
         for directory in reversed([box, *box.parents][: self._template.own_levels]):
-            make_directory(directory)
+            make_directory(directory, within=self._state)
         for maildir in {box: None, folder: None}:
-            make_directory(maildir)
+            make_directory(maildir, within=self._state)
             if maildir != box:  # Maildir++ tells a folder from a Maildir by this file
                 (maildir / "maildirfolder").touch(mode=0o600)
             for name in ("new", "cur", "tmp"):
-                make_directory(maildir / name)
+                make_directory(maildir / name, within=self._state)
 
 
 def _stored(box: str, name: str, arrived: float) -> bool:

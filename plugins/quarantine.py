@@ -44,7 +44,8 @@ class Quarantine:
     @hookimpl
     def on_start(self, server: ServerInfo) -> None:
         """Open the directory, and start to expire old messages."""
-        self._store = QuarantineStore(self.path or server.state_directory / "quarantine")
+        state = server.state_directory
+        self._store = QuarantineStore(self.path or state / "quarantine", within=state)
         if self.expire and server.role == "worker" and server.slot == 0:
             start_thread("quarantine", self._sweep)
 

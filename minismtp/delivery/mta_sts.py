@@ -165,7 +165,7 @@ class Policies:
         self._failed: dict[str, float] = {}
         self._octets = _MOST_OCTETS  # on disk; writing the first policy counts them
         self._lock = threading.Lock()
-        make_directory(directory, parents=False)
+        make_directory(directory, within=directory.parent)
         for path in list(directory.iterdir()):
             self._read(path.name)
 

@@ -62,7 +62,7 @@ def _http(config: Config, own: Path) -> Callable[[str, str, str], Path]:
     place = config.tls.acme.challenges if config.tls.acme is not None else None
     if place is not None:
         return partial(_put, place, _SHARED_MODE)
-    make_directory(own)
+    make_directory(own, within=config.state_directory)
     return partial(_put, own, _OWN_MODE)
 
 

@@ -33,12 +33,13 @@ class Challenges:
 
     def __init__(self, state_directory: Path) -> None:
         self.directory: Final = state_directory / "acme" / "challenges"
+        self._state_directory = state_directory
 
     def put(self, token: str, key_authorization: str) -> None:
         """Serve a key authorization for a token from now on. Raise ValueError or OSError."""
         if not _is_answer(token, key_authorization.encode()):
             raise ValueError(f"expected a token and its key authorization, not {token!r}")
-        make_directory(self.directory)
+        make_directory(self.directory, within=self._state_directory)
         atomic_write(self.directory / token, key_authorization.encode())
 
     def remove(self, token: str) -> None:

@@ -107,7 +107,7 @@ class AcmeFiles:
 
         Raise BusyError, and OSError also if the state directory was moved.
         """
-        make_directory(self.directory, parents=False)
+        make_directory(self.directory, within=self.directory.parent)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self.directory / "lock", flags, 0o600)
         try:
@@ -205,7 +205,7 @@ def ensure_certificate(config: Config) -> bool:
         return False
     require_library(config.file)
     try:
-        make_directory(files.directory)
+        make_directory(files.directory, within=config.state_directory)
         files.begin_with(*self_signed(acme.names, acme.key_type))
     except OSError as error:
         problem = f"{files.certificate} cannot be written: {error.strerror}"

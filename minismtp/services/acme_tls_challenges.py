@@ -34,6 +34,7 @@ class TlsChallenges:
 
     def __init__(self, state_directory: Path) -> None:
         self.directory: Final = state_directory / "acme" / "tls-challenges"
+        self._state_directory = state_directory
 
     def put(self, name: str, key_authorization: str) -> Path:
         """Serve the certificate for a challenge from now on, and return its file.
@@ -42,7 +43,7 @@ class TlsChallenges:
         """
         if not _NAME.fullmatch(name.encode()):
             raise ValueError(f"expected a host name, not {name!r}")
-        make_directory(self.directory)
+        make_directory(self.directory, within=self._state_directory)
         digest = hashlib.sha256(key_authorization.encode()).digest()
         key, certificate = self_signed([name], proof=(_ACME_IDENTIFIER, _OCTET_STRING + digest))
         path = self.directory / name

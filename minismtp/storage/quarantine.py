@@ -66,10 +66,14 @@ class Kept:
 
 
 class QuarantineStore:
-    """The Maildir `directory`. Any number of processes may use it; all methods raise OSError."""
+    """The Maildir `directory`. Any number of processes may use it; all methods raise OSError.
 
-    def __init__(self, directory: Path) -> None:
+    It is made when it is needed. If it is `within` another directory, that must exist.
+    """
+
+    def __init__(self, directory: Path, *, within: Path | None = None) -> None:
         self._directory = directory
+        self._within = within
 
     def keep(self, envelope: Envelope, message: Message, mailbox: Address) -> frozenset[Address]:
         """Set a message aside, and return the mailboxes it is kept for; it is on disk then.
@@ -92,7 +96,7 @@ class QuarantineStore:
             self._write(name, prefix, message)
         except FileNotFoundError:
             for part in ("new", "cur", "tmp"):
-                make_directory(self._directory / part)
+                make_directory(self._directory / part, within=self._within)
             self._write(name, prefix, message)
         return boxes
 

@@ -90,7 +90,7 @@ class Spool:
         """
         self._directory.mkdir(0o700, exist_ok=True)
         for name in ("tmp", "queue", "damaged"):
-            make_directory(self._directory / name, parents=False)
+            make_directory(self._directory / name, within=self._directory)
         self.trigger.prepare()
 
     def has_space(self, size: int = 0) -> bool:

@@ -160,19 +160,20 @@ def sync_directory(path: Path | str) -> None:
         os.close(descriptor)
 
 
-def make_directory(path: Path, mode: int = 0o700, *, parents: bool = True) -> None:
+def make_directory(path: Path, mode: int = 0o700, *, within: Path | None = None) -> None:
     """Make a directory and its missing parents durably. The directory may exist.
 
     Its parent is synced in that case too, because the process that made it may have been killed
-    before the sync. Raise FileExistsError if `path` is not a directory, and FileNotFoundError if
-    a parent is missing and `parents` is false.
+    before the sync. Of a path `within` another one, that is not made if it is missing, as after a
+    move of the state directory. Raise FileExistsError if `path` is not a directory, and
+    FileNotFoundError if `within` is missing.
     """
     try:
         return _make_one(path, mode)
     except FileNotFoundError:
-        if not parents:
+        if path.parent == within:
             raise
-    make_directory(path.parent, mode)
+    make_directory(path.parent, mode, within=within)
     return _make_one(path, mode)
 
 

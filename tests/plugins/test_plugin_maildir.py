@@ -100,6 +100,23 @@ def test_large_message_is_stored_whole(plugin: Maildir, box: Path) -> None:
     assert files(box)[0].read_bytes() == TRACE + content
 
 
+def test_state_directory_that_was_moved_is_not_made_again(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    plugin = Maildir(path=state / "mail" / "{domain}" / "{local}")
+    plugin.on_start(ServerInfo("mx.example.org", state, role="worker", slot=1))
+    with pytest.raises(Defer):
+        plugin.deliver(make_envelope(), make_message(), ALICE)
+    assert not state.exists()
+    state.mkdir()
+    assert plugin.deliver(make_envelope(), make_message(), ALICE)
+
+
+def test_maildir_in_another_place_is_made_with_its_parents(tmp_path: Path) -> None:
+    plugin = Maildir(path=tmp_path / "other" / "mail" / "{local}")
+    plugin.on_start(ServerInfo("mx.example.org", tmp_path / "state", role="worker", slot=1))
+    assert plugin.deliver(make_envelope(), make_message(), ALICE)
+
+
 def test_name_is_made_from_the_envelope_and_the_host(plugin: Maildir, box: Path) -> None:
     plugin.on_start(ServerInfo("mx:1/a", box.parent, role="worker", slot=0))
     plugin.deliver(make_envelope(arrived=1700000000.000042, id="a:/b"), make_message(), ALICE)

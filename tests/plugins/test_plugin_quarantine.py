@@ -118,6 +118,24 @@ def test_message_is_kept_once_for_all_its_mailboxes(
         assert reader.read() == b"Received: by us\r\n" + TEXT
 
 
+@pytest.mark.parametrize("path", [None, "state/own/quarantine"])
+def test_state_directory_that_was_moved_is_not_made_again(path: str | None, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    plugin = Quarantine(path=tmp_path / path if path else None)
+    plugin.on_start(ServerInfo("mx.example.org", state, "worker", 1))
+    with pytest.raises(Defer):
+        plugin.deliver(to_both(), make_message(), ALICE)
+    assert not state.exists()
+    state.mkdir()
+    assert plugin.deliver(to_both(), make_message(), ALICE)
+
+
+def test_quarantine_in_another_place_is_made_with_its_parents(tmp_path: Path) -> None:
+    plugin = Quarantine(path=tmp_path / "other" / "quarantine")
+    plugin.on_start(ServerInfo("mx.example.org", tmp_path / "state", "worker", 1))
+    assert plugin.deliver(to_both(), make_message(), ALICE)
+
+
 def test_other_messages_are_left_to_the_next_plugin(plugin: Quarantine, directory: Path) -> None:
     assert plugin.deliver(to_both(), Message("x", Content.of(TEXT)), ALICE) is None
     assert not directory.exists()

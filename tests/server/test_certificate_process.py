@@ -83,6 +83,14 @@ def names(der: bytes) -> set[str]:
     return {*certificates_in(ssl.DER_cert_to_PEM_cert(der).encode())[0].names}
 
 
+def certified(path: Path) -> Config:
+    """Return a configuration whose state directory has a certificate that is signed by itself."""
+    config = Config.load(path)
+    config.state_directory.mkdir(exist_ok=True)
+    ensure_certificate(config)
+    return config
+
+
 def status(config: Path, capsys: Capture) -> dict[str, Any]:
     assert main(["certificate", "--json", "--config", str(config)]) == 0
     [found] = json.loads(capsys.readouterr().out)
@@ -184,8 +192,7 @@ def test_renewal_by_hand_needs_a_table_and_a_server_that_answers(
     assert main(["certificate", "renew", "--config", str(path)]) == 1
     assert "the server does not run" in capsys.readouterr().err
     assert status(path, capsys)["problem"].endswith("No such file or directory")
-    config = Config.load(path)
-    ensure_certificate(config)
+    config = certified(path)
     with AcmeFiles.of(config).locked():
         place = path.parent
         configure(authority.table(place), listeners=STARTTLS)
@@ -199,8 +206,7 @@ def test_renewal_by_hand_needs_a_table_and_a_server_that_answers(
 def renewals(configure: Configure, authority: Authority) -> Renewals:
     """Return the part that decides, with a certificate of its own."""
     place = configure().parent
-    config = Config.load(configure(authority.table(place), listeners=STARTTLS))
-    ensure_certificate(config)
+    config = certified(configure(authority.table(place), listeners=STARTTLS))
     assert config.tls.acme is not None
     with (place / "log").open("wb") as log:
         return Renewals(config, config.tls.acme, Metrics(), Log(descriptor=os.dup(log.fileno())))
@@ -247,8 +253,7 @@ def test_record_that_comes_late_is_waited_for_without_a_refusal(
     with running(Records({})) as records, serving_challenges(authority.web_port, place) as asked:
         own = replace(authority, dns_port=records.address.port)
         path = configure(own.table(place), listeners=STARTTLS)
-        config, metrics = Config.load(path), Metrics()
-        ensure_certificate(config)
+        config, metrics = certified(path), Metrics()
         assert config.tls.acme is not None
         with (place / "log").open("wb") as log:
             descriptor = os.dup(log.fileno())
@@ -319,7 +324,7 @@ def test_attempt_that_hangs_ends_the_process(
     configure: Configure, authority: Authority, tmp_path: Path
 ) -> None:
     path = configure(authority.table(tmp_path), listeners=STARTTLS)
-    ensure_certificate(Config.load(path))
+    certified(path)
     done = subprocess.run(
         [sys.executable, "-c", HANGS, path, tmp_path / "metrics"],
         capture_output=True,

@@ -36,6 +36,7 @@ ENDLESS: Final = b"\x16\x03\x01\x40\x00" + b"\x01\xff\xff\xff".ljust(1 << 14, b"
 
 @pytest.fixture
 def challenges(tmp_path: Path) -> TlsChallenges:
+    (tmp_path / "state").mkdir()
     return TlsChallenges(tmp_path / "state")
 
 

@@ -26,11 +26,13 @@ from authority import (
     serving_challenges,
     stub_authority,
 )
+from snippets import CLEAR, listener
 
 from minismtp.config import Config
 from minismtp.config.mistakes import ConfigError
 from minismtp.services import acme
 from minismtp.services.acme import ask_for_renewal, get_certificate
+from minismtp.services.acme_challenges import Challenges
 from minismtp.services.acme_files import (
     AcmeFiles,
     BusyError,
@@ -47,6 +49,7 @@ from minismtp.services.acme_schedule import (
     renewal_time,
     wait,
 )
+from minismtp.services.acme_tls_challenges import TlsChallenges
 from minismtp.services.certificate_file import certificates_of, common_name
 from minismtp.services.tls import server_context
 
@@ -483,7 +486,17 @@ def test_damaged_state_counts_as_none(tmp_path: Path) -> None:
 
 
 def test_state_directory_that_was_moved_is_not_made_again(tmp_path: Path) -> None:
-    files = AcmeFiles(tmp_path / "state" / "acme")
-    with pytest.raises(FileNotFoundError), files.locked():
+    state = tmp_path / "state"
+    with pytest.raises(FileNotFoundError), AcmeFiles(state / "acme").locked():
         pass
-    assert not (tmp_path / "state").exists()
+    with pytest.raises(FileNotFoundError):
+        Challenges(state).put("token", "token.thumbprint")
+    with pytest.raises(FileNotFoundError):
+        TlsChallenges(state).put("mx.example.org", "token.thumbprint")
+    path = tmp_path / "minismtp.toml"
+    listeners = listener("smtp", CLEAR) + listener("web", 'kind = "web"')
+    table = "[tls.acme]\nagree_terms = true\n"
+    path.write_text(f'hostname = "mx.example.org"\nstate_directory = "state"\n{listeners}{table}')
+    with pytest.raises(ConfigError, match=r"certificate\.pem cannot be written: No such file"):
+        ensure_certificate(Config.load(path))
+    assert not state.exists()

@@ -59,6 +59,7 @@ def configured(directory: Path, table: str, *listeners: str) -> Config:
     top = 'hostname = "mx.example.org"\nstate_directory = "state"\n'
     path.write_text("".join([top, listener("smtp", CLEAR), *listeners, table]))
     config = Config.load(path)
+    config.state_directory.mkdir(exist_ok=True)
     ensure_certificate(config)
     return config
 

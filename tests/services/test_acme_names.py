@@ -57,6 +57,7 @@ def with_table(directory: Path, table: str) -> Config:
         f'hostname = "{HOST}"\nstate_directory = "state"\n{listener("smtp", CLEAR)}{web}{table}'
     )
     config = Config.load(path)
+    config.state_directory.mkdir(exist_ok=True)
     ensure_certificate(config)
     return config
 

@@ -186,6 +186,22 @@ def test_make_directory_refuses_a_file_in_its_place(tmp_path: Path) -> None:
         make_directory(tmp_path / "a")
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_make_directory_makes_nothing_within_a_directory_that_was_moved(
+    depth: int, tmp_path: Path
+) -> None:
+    base = tmp_path / "parent" / "state"
+    path = base.joinpath(*"abc"[:depth])
+    with pytest.raises(FileNotFoundError):
+        make_directory(path, within=base)
+    assert not base.parent.exists()
+    base.mkdir(parents=True)
+    make_directory(path, within=base)
+    assert path.is_dir()
+    make_directory(tmp_path / "other" / "a", within=base)  # which is elsewhere
+    assert (tmp_path / "other" / "a").is_dir()
+
+
 def test_make_directory_ends_at_a_dangling_link(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(FileExistsError):
