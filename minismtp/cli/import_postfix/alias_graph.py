@@ -31,9 +31,9 @@ class Alias:
 
 @dataclass(slots=True)
 class Addresses:
-    """What the plugin mailboxes is to know."""
+    """What the plugin mailboxes is to know. The `domains` are keys, because they are looked up."""
 
-    domains: list[str]
+    domains: dict[str, None]
     separator: str
     users: dict[Place, str] = field(default_factory=dict)
     aliases: dict[Place, Alias] = field(default_factory=dict)

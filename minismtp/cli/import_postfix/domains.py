@@ -18,9 +18,8 @@ def carry_domains(migration: Migration) -> None:
     virtual += _domains(migration, "virtual_alias_domains")
     virtual += migration.as_domains("--domain", migration.more_domains)
     migration.virtual = list(dict.fromkeys(virtual))
-    relayed = [
-        domain for domain in _domains(migration, "relay_domains") if domain not in migration.domains
-    ]
+    own = {*migration.domains}
+    relayed = [domain for domain in _domains(migration, "relay_domains") if domain not in own]
     if relayed:
         relay = migration.draft.plugin("relay")
         relay.add("domains", relayed, migration.origin("relay_domains"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from minismtp.cli.import_postfix.domains import why_unlisted
@@ -37,8 +38,15 @@ def carry_relaying(migration: Migration) -> None:
 
 def trusted_networks(migration: Migration) -> list[str]:
     """Return mynetworks; what cannot be written as a network is reported."""
+    if migration.networks is None:  # each of many rules asks for them
+        migration.networks = list(dict.fromkeys(_trusted_networks(migration)))
+    return [*migration.networks]
+
+
+def _trusted_networks(migration: Migration) -> Iterator[str]:
     if not migration.is_set("mynetworks"):
-        return list(_LOOPBACK)
+        yield from _LOOPBACK
+        return
     found = []
     for item in migration.items("mynetworks"):
         if item.startswith("!"):
@@ -50,8 +58,8 @@ def trusted_networks(migration: Migration) -> list[str]:
                 migration.by_hand("mynetworks", why_unlisted(table))
         else:
             found.append(item)
-    networks = (network for item in found for network in _network(migration, item))
-    return list(dict.fromkeys(networks))
+    for item in found:
+        yield from _network(migration, item)
 
 
 def _is_table(item: str) -> bool:

@@ -27,6 +27,8 @@ class Migration:
     #: The domains of mydestination, and of virtual mailboxes and aliases.
     local: list[str] = field(default_factory=list)
     virtual: list[str] = field(default_factory=list)
+    #: What `logins.trusted_networks` found, once it looked.
+    networks: list[str] | None = None
 
     @property
     def main(self) -> MainCf:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final
 
-from minismtp.cli.import_postfix.alias_graph import Addresses, Place
+from minismtp.cli.import_postfix.alias_graph import Addresses, Alias, Place
 from minismtp.cli.import_postfix.alias_targets import origin_domain, targets_of
 from minismtp.cli.import_postfix.domains import why_unlisted
 from minismtp.cli.import_postfix.draft import DraftFile
@@ -39,7 +39,7 @@ def carry_recipients(migration: Migration, *, storage_knows: bool) -> None:
     delimiter = migration.value("recipient_delimiter")
     if len(delimiter) > 1:
         migration.by_hand("recipient_delimiter", f"only {delimiter[0]!r} is carried over")
-    found = Addresses(migration.domains, delimiter[:1])
+    found = Addresses(dict.fromkeys(migration.domains), delimiter[:1])
     unknown = _virtual_users(migration, found, storage_knows=storage_knows)
     unknown |= _local_users(migration, found, storage_knows=storage_knows)
     _virtual_aliases(migration, found)
@@ -75,24 +75,30 @@ def _write(migration: Migration, found: Addresses) -> None:
 def _alias_lines(found: Addresses) -> list[str]:
     lines = ["# Imported from Postfix. Lines `alias: target, target`"]
     file = ""
-    bare: set[str] = set()
-    count = Counter(place.local for place in found.aliases)
+    common, written = _common(found), set[str]()
     for place, alias in found.aliases.items():
-        if place.local in bare:
+        if place.local in written:
             continue
         if (source := alias.origin.rpartition(":")[0] or alias.origin) != file:
             lines += ["", f"# {source}"]
             file = source
-        same = place.local != "" and count[place.local] == len(found.domains)
-        same = same and all(
-            found.aliases[Place(place.local, each)].targets == alias.targets
-            for each in found.domains
-        )
-        if same:
-            bare.add(place.local)
+        bare = place.local in common
+        if bare:
+            written.add(place.local)
         targets = ", ".join(_shown(target, bare=False) for target in alias.targets)
-        lines.append(f"{_shown(place, bare=same)}: {targets}")
+        lines.append(f"{_shown(place, bare=bare)}: {targets}")
     return lines
+
+
+def _common(found: Addresses) -> set[str]:
+    """Return the local parts of the aliases that are the same in every domain."""
+    count = Counter(place.local for place in found.aliases)
+    first: dict[str, Alias] = {}
+    different = {""}
+    for place, alias in found.aliases.items():
+        if first.setdefault(place.local, alias).targets != alias.targets:
+            different.add(place.local)
+    return {local for local in count if count[local] == len(found.domains)} - different
 
 
 def _shown(place: Place, *, bare: bool) -> str:
