@@ -89,8 +89,10 @@ _MANUAL: Final = {
         "0": "Done.",
         "1": "Failure, such as an address that is in use.",
         "2": "Wrong usage.",
-        "75": "`dns --check`: the DNS did not answer, and nothing was wrong otherwise.",
+        "75": "No answer: `dns --check` got none from the DNS and found nothing wrong otherwise, or"
+        " `version --check` got none from the package index.",
         "78": "A mistake in the configuration.",
+        "130": "Interrupted by Ctrl-C.",
     },
 }
 

@@ -1,7 +1,8 @@
 """The command `minismtp`: finds the module of a command, runs it, and reports its errors.
 
-The exit status is 0 for success, 1 for a failure, 2 for wrong usage, and 78 for a mistake in the
-configuration. A mistake of the user is one line on standard error, never a traceback.
+The exit status is 0 for success, 1 for a failure, 2 for wrong usage, 75 if a service on the net did
+not answer, 78 for a mistake in the configuration, and 130 after Ctrl-C. A mistake of the user is
+one line on standard error, never a traceback.
 """
 
 from __future__ import annotations
@@ -119,7 +120,8 @@ def parser(words: Sequence[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     whole = Parser(
         prog="minismtp",
         description="An SMTP server whose plugins are plain Python.",
-        epilog="Exit status: 0 done, 1 failure, 2 usage, 78 a mistake in the configuration.",
+        epilog="Exit status: 0 done, 1 failure, 2 usage, 75 no answer, 78 a mistake in the"
+        " configuration, 130 Ctrl-C.",
     )
     whole.add_argument("--version", action="version", version=f"minismtp {__version__}")
     commands = whole.add_subparsers(metavar="COMMAND", required=True)
