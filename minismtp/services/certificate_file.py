@@ -15,8 +15,9 @@ from typing import Final
 from minismtp.values.address import to_ascii
 from minismtp.values.der import certificate_fields, elements
 
-# Not by time.strptime, which imports a module when it is first called: a command that acts as the
-# server's user may not be able to read it by then.
+# Not by time.strptime, which imports a module when it is first called. Each process that does so
+# after the fork takes 1 MB for it, and a command that acts as the server's user may not be able to
+# read the module by then.
 _TIME: Final = re.compile(r"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z", re.ASCII)
 _PEM: Final = re.compile("-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\\s]++-----END CERTIFICATE-----")
 _MOST: Final = 20  # certificates of a file
@@ -104,7 +105,6 @@ def _seconds(tag: int, value: bytes) -> float:
     found = _TIME.fullmatch(text)
     if not found:
         raise ValueError(f"{text!r} is not a time")
-    # Not by strptime, which imports a module: 1 MB in each process that does so after the fork.
     year, month, day, hour, minute, second = map(int, found.groups())
     return dt.datetime(year, month, day, hour, minute, second, tzinfo=dt.UTC).timestamp()
 
