@@ -5,11 +5,13 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from minismtp.config import TlsConfig
 from minismtp.runtime.log import Log
 from minismtp.runtime.metrics import Metrics
 from minismtp.server.web_listener import Pulse
@@ -17,7 +19,12 @@ from minismtp.server.web_pages import Site
 from minismtp.server.web_places import Places
 from minismtp.server.web_server import Record, WebServer
 from minismtp.server.web_tls import WebTls
+from minismtp.services.acme_tls_challenges import TlsChallenges
+from minismtp.services.tls import Certificates
 from minismtp.session.listener_context import RefusalLog
+
+if TYPE_CHECKING:
+    from conftest import TlsFiles
 
 HOST: Final = "Host: mx.example.org\r\n"
 
@@ -44,6 +51,15 @@ def status(answer: str) -> int:
 
 def get(path: str, fields: str = HOST) -> str:
     return f"GET {path} HTTP/1.1\r\n{fields}\r\n"
+
+
+def web_tls(files: TlsFiles, challenges: TlsChallenges) -> WebTls:
+    """Return what makes handshakes, with an ordinary certificate and those of challenges."""
+    settings = TlsConfig(certificate=files.certificate, key=files.key)
+    certificates = Certificates(
+        settings, ask_client=False, file="", clock=time.monotonic, report=lambda _: None
+    )
+    return WebTls(certificates, challenges)
 
 
 @contextmanager

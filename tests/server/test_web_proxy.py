@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,15 +15,12 @@ import pytest
 from conftest import wait_until
 from ports import free_port
 from snippets import CLEAR, listener
-from web_service import HOST, ask, counted, get, serving, status
+from web_service import HOST, ask, counted, get, serving, status, web_tls
 
-from minismtp.config import TlsConfig
 from minismtp.server.web_pages import Page, Request, Site
 from minismtp.server.web_places import Places
-from minismtp.server.web_tls import WebTls
 from minismtp.services.acme_challenges import Challenges
 from minismtp.services.acme_tls_challenges import TlsChallenges
-from minismtp.services.tls import Certificates
 
 if TYPE_CHECKING:
     from conftest import Configure, Start, TlsFiles
@@ -62,13 +58,9 @@ def test_client_of_the_balancer_is_in_the_log_and_no_other(
 
 
 def test_header_comes_before_tls(site: Site, tmp_path: Path, tls_files: TlsFiles) -> None:
-    settings = TlsConfig(certificate=tls_files.certificate, key=tls_files.key)
-    certificates = Certificates(
-        settings, ask_client=False, file="", clock=time.monotonic, report=lambda _: None
-    )
     challenges = TlsChallenges(tmp_path)
     challenges.put("mx.example.org", "token.thumbprint")  # so that hellos are looked at
-    tls = WebTls(certificates, challenges)
+    tls = web_tls(tls_files, challenges)
     with (
         serving(site, tmp_path, behind=BALANCER, tls=tls) as (port, log, _),
         socket.create_connection(("127.0.0.1", port), 60) as sock,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from hashlib import sha256
@@ -15,15 +14,12 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from conftest import wait_until
 from cryptography import x509
-from web_service import ask, counted, get, serving, status
+from web_service import ask, counted, get, serving, status, web_tls
 
-from minismtp.config import TlsConfig
 from minismtp.runtime.metrics import Metrics
 from minismtp.server.web_pages import Page, Site
-from minismtp.server.web_tls import WebTls
 from minismtp.services.acme_challenges import Challenges
 from minismtp.services.acme_tls_challenges import PROTOCOL, TlsChallenges
-from minismtp.services.tls import Certificates
 
 if TYPE_CHECKING:
     from conftest import TlsFiles
@@ -43,12 +39,8 @@ def challenges(tmp_path: Path) -> TlsChallenges:
 @pytest.fixture
 def web(tmp_path: Path, tls_files: TlsFiles, challenges: TlsChallenges) -> Iterator[Web]:
     """Serve one page over TLS, with 2 s for a request."""
-    settings = TlsConfig(certificate=tls_files.certificate, key=tls_files.key)
-    certificates = Certificates(
-        settings, ask_client=False, file="", clock=time.monotonic, report=lambda _: None
-    )
     site = Site(Challenges(tmp_path), {("", "/any"): lambda _: Page("text/plain", b"page")})
-    tls = WebTls(certificates, challenges)
+    tls = web_tls(tls_files, challenges)
     with serving(site, tmp_path, most=300, most_of_one=300, seconds=2.0, tls=tls) as served:
         yield Web(*served, tls_files.client())
 

@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from authority import Authority, hurry, serving_challenges, stub_authority
 from snippets import CLEAR, listener
-from web_service import counted, serving
+from web_service import counted, serving, web_tls
 
-from minismtp.config import Config, TlsConfig
+from minismtp.config import Config
 from minismtp.runtime.metrics import Metrics
 from minismtp.server.web_pages import Site
-from minismtp.server.web_tls import WebTls
 from minismtp.services.acme import get_certificate
 from minismtp.services.acme_challenges import Challenges
 from minismtp.services.acme_files import AcmeFiles, ensure_certificate
 from minismtp.services.acme_schedule import AcmeError, is_self_signed, plan
 from minismtp.services.acme_tls_challenges import TlsChallenges
-from minismtp.services.tls import Certificates
 
 if TYPE_CHECKING:
     from conftest import TlsFiles
@@ -44,11 +42,7 @@ def serve(tmp_path: Path, authority: Authority, tls_files: TlsFiles) -> Serve:
     """Return a function that serves TLS to the authority, with the challenges of a directory."""
 
     def run(state: Path) -> AbstractContextManager[tuple[int, Path, Metrics]]:
-        settings = TlsConfig(certificate=tls_files.certificate, key=tls_files.key)
-        certificates = Certificates(
-            settings, ask_client=False, file="", clock=time.monotonic, report=lambda _: None
-        )
-        tls = WebTls(certificates, TlsChallenges(state))
+        tls = web_tls(tls_files, TlsChallenges(state))
         return serving(Site(Challenges(state)), tmp_path, tls=tls, port=authority.tls_port)
 
     return run
