@@ -60,11 +60,10 @@ class Setup:
         return {str(path.relative_to(self.base)): path.read_bytes() for path in paths}
 
     def refused(self, *words: str, status: int, given: bytes = b"") -> str:
-        """Run the command, which changes nothing and says one line."""
-        before = self.files
+        """Run the command, which changes nothing, also no directory, and says one line."""
+        before = self.files, {*self.base.rglob("*")}
         text = self(*words, status=status, given=given)
-        assert self.files == before
-        assert not (self.etc / ".setup").exists()
+        assert (self.files, {*self.base.rglob("*")}) == before
         return text.splitlines()[-1]
 
 
@@ -508,7 +507,58 @@ def test_key_that_the_server_cannot_read_is_refused(
 def test_directory_that_cannot_be_made_is_named(setup: Setup) -> None:
     setup.etc.write_text("a file")
     line = setup.refused("--yes", *NAMES, status=1)
-    assert line == f"minismtp: {setup.etc}: Not a directory; nothing was written"
+    assert line == f"minismtp: {setup.etc} is no directory; move it away, nothing was written"
+
+
+def dangling(path: Path) -> None:
+    path.symlink_to("/nowhere")
+
+
+FILES: Final = ("minismtp.toml", "users", "passwords", "srs-secret", "tls/key.pem")
+IN_THE_WAY: Final = [
+    *((make, name) for make in (Path.mkdir, os.mkfifo, dangling) for name in FILES),
+    *((make, name) for make in (os.mkfifo, dangling) for name in ("tls", "plugins", "../var")),
+]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=["write", "dry"])
+@pytest.mark.parametrize(("make", "name"), IN_THE_WAY)
+def test_what_is_in_the_way_is_named(
+    make: Callable[[Path], None], name: str, dry: tuple[str, ...], setup: Setup
+) -> None:
+    path = setup.etc / name
+    setup.etc.mkdir()
+    path.parent.mkdir(exist_ok=True)
+    make(path)
+    line = setup.refused("--yes", *NAMES, *dry, status=1)
+    assert line.startswith(f"minismtp: {setup.base / 'var' if 'var' in name else path} is ")
+    assert line.endswith(("move it away, nothing was written", "write --config /nowhere"))
+
+
+@pytest.mark.parametrize("name", ["tls", "dkim"])
+def test_file_in_the_place_of_a_directory_is_named(name: str, setup: Setup) -> None:
+    setup.etc.mkdir()
+    (setup.etc / name).touch()
+    line = setup.refused("--yes", *NAMES, status=1)
+    assert line.endswith(f"{name} is no directory; move it away, nothing was written")
+
+
+def test_name_that_is_too_long_for_a_file_leaves_nothing(setup: Setup) -> None:
+    domain = ".".join(["a" * 60] * 3 + ["b" * 48, "org"])  # one of the two keys has the room
+    line = setup.refused("--yes", *NAMES, "--domain", domain, status=1)
+    assert line.endswith("minismtp-ed25519.pem: File name too long; nothing was written")
+
+
+def test_path_may_go_through_a_directory_that_is_made(setup: Setup) -> None:
+    assert "configuration ok" in setup("--yes", *NAMES, "--config", f"{setup.base}/a/../b/c.toml")
+    assert (setup.base / "b" / "c.toml").exists()
+
+
+def test_refusal_of_the_inspection_leaves_no_state_directory(setup: Setup) -> None:
+    setup.etc.mkdir()
+    (setup.etc / "srs-secret").touch()
+    line = setup.refused("--yes", *NAMES, status=78)
+    assert line == "minismtp: nothing was written, because of the errors above"
 
 
 def test_directory_of_another_user_is_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -103,6 +104,31 @@ def test_all_files_or_none_are_there_after_any_file_operation(how: str, tmp_path
         assert operations > 25
         assert taken_back > 15
         assert complete > 1
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/x", "circle/x", "missing/x"])
+def test_path_that_no_file_can_have_leaves_nothing(name: str, tmp_path: Path) -> None:
+    """Recovery has to take back the other files in spite of it."""
+    (tmp_path / "file").touch()
+    (tmp_path / "circle").symlink_to("circle")
+    before = {*tmp_path.iterdir()}
+
+    def attempt() -> None:
+        with Placement(tmp_path, Owner()) as placement:
+            placement.stage([], [(tmp_path / each, b"", None) for each in ("a", name, "b")])
+            placement.place()
+
+    with pytest.raises(OSError, match=name.split("/", maxsplit=1)[0]):
+        attempt()
+    assert {*tmp_path.iterdir()} == before
+
+
+def test_directory_that_is_made_goes_again_without_a_commit(tmp_path: Path) -> None:
+    for base, other in (("a/../b", "c/d"), ("x" * 300, "")):
+        with contextlib.suppress(OSError), Placement(tmp_path / "new" / base, Owner()) as placement:
+            placement.make(tmp_path / other, Owner())
+            assert (tmp_path / other).is_dir()
+        assert not any(tmp_path.iterdir())
 
 
 def test_file_that_appears_meanwhile_is_not_replaced(tmp_path: Path) -> None:

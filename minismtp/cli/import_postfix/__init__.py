@@ -128,6 +128,7 @@ def _write(arguments: argparse.Namespace, migration: Migration, configuration: P
             with Placement(configuration.parent, owner):
                 say(f"An earlier attempt was cut off. {configuration.parent} is cleaned up.")
         plan = _plan(migration, configuration, host.found(configuration, ()), account)
+        host.check_places(plan, migration.state_directory)
         if arguments.dry_run:
             say(*report.dry_run(plan, owner))
             return plan
@@ -142,11 +143,8 @@ def _write(arguments: argparse.Namespace, migration: Migration, configuration: P
                 ],
             )
             placement.place()
-            made = not migration.state_directory.exists()
-            host.make_state_directory(migration.state_directory, account)
+            placement.make(migration.state_directory, host.state_owner(account))
             if not host.passed(contents[-1].decode(), configuration):
-                if made:
-                    migration.state_directory.rmdir()
                 fail("nothing was written, because of the errors above")
                 return None
             placement.commit()

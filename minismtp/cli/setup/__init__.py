@@ -261,6 +261,8 @@ def _user(arguments: argparse.Namespace, asker: Asker, domain: str) -> str:
 def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Answers) -> int:
     """Show a plan, and carry it out if the administrator agrees."""
     owner = host.owner(answers.server_user)
+    state = [] if arguments.add_domain else [answers.state_directory]
+    host.check_places(plan, *state)
     if arguments.dry_run:
         say(*(report.as_json if arguments.json else report.dry_run)(plan, owner))
         return 0
@@ -280,8 +282,8 @@ def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Ans
             ],
         )
         placement.place()
-        if not arguments.add_domain:
-            host.make_state_directory(answers.state_directory, answers.server_user)
+        for directory in state:
+            placement.make(directory, host.state_owner(answers.server_user))
         if not host.passed(contents[-1].decode(), configuration):
             return fail("nothing was written, because of the errors above", EXIT_CONFIG)
         placement.commit()

@@ -13,6 +13,7 @@ from minismtp.cli.common import EXIT_CONFIG, CommandError
 from minismtp.cli.setup import dovecot
 from minismtp.cli.setup.dovecot import Dovecot
 from minismtp.cli.setup.placement import Owner
+from minismtp.cli.setup.plan import Plan
 from minismtp.config import Config, TlsConfig
 from minismtp.config.mistakes import ConfigError, reason
 from minismtp.server.privileges import acting_as
@@ -22,7 +23,6 @@ from minismtp.values.durable_files import read_file
 
 ACCOUNT: Final = "minismtp"  # of systemd/sysusers.d
 _READ: Final = {"minismtp.toml", "passwords"}
-_STATE_MODE: Final = 0o750
 
 
 class CertificateError(CommandError):
@@ -118,14 +118,34 @@ def usable_certificate(certificate: Path, key: Path, account: str) -> Certificat
             raise CertificateError(f"the certificate cannot be used: {error}") from None
 
 
-def make_state_directory(path: Path, account: str) -> None:
-    """Make the state directory for the server's user, if it is missing. Raise OSError."""
-    if path.is_dir():
-        return
-    path.mkdir(_STATE_MODE, parents=True)
-    if account:
-        entry = pwd.getpwnam(account)
-        os.chown(path, entry.pw_uid, entry.pw_gid, follow_symlinks=False)
+def check_places(plan: Plan, *directories: Path) -> None:
+    """Raise CommandError if something else is where the plan has new files, or a directory.
+
+    Raise OSError for a path on which nothing can be, such as one with a name that is too long.
+    """
+    base = plan.configuration.path.parent
+    for directory in (base, *plan.directories, *directories):
+        if os.path.lexists(directory) and not directory.is_dir():
+            raise CommandError(f"{directory} is no directory; move it away, nothing was written")
+    for file in plan.files:
+        if not file.replaces and _is_there(file.path):
+            raise CommandError(f"{file.path} is no file; move it away, nothing was written")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def state_owner(account: str) -> Owner:
+    """Return to whom the state directory belongs: the server's user."""
+    if not account:
+        return Owner()
+    entry = pwd.getpwnam(account)
+    return Owner(entry.pw_uid, entry.pw_gid)
 
 
 def passed(text: str, configuration: Path) -> bool:

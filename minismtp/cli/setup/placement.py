@@ -22,7 +22,7 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Self
@@ -35,6 +35,8 @@ _JOURNAL: Final = "journal"
 _DIRECTORY_MODE: Final = 0o750
 _FILE_MODE: Final = 0o600
 _SHARED_MODE: Final = 0o640  # with the group of the server
+#: Errors of paths that no file can have got, such as one with a name that is too long.
+_IMPOSSIBLE: Final = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,9 @@ class Placement:
         self._done = False
 
     def __enter__(self) -> Self:
-        self._make(self._base)
         try:
+            if self._make(self._base):
+                self._own(self._base)
             self._lock = _locked(self._staging)
         except BaseException:
             self._remove_made()
@@ -131,6 +134,15 @@ class Placement:
         for entry in self._entries[:-1]:
             self._place(entry)
 
+    def make(self, directory: Path, owner: Owner) -> None:
+        """Make a directory for an owner, unless it exists; it goes again if `commit` is not called.
+
+        Raise OSError.
+        """
+        if self._make(directory):
+            os.chown(directory, owner.user, owner.group)
+            directory.chmod(_DIRECTORY_MODE)
+
     def commit(self) -> None:
         """Let the last file appear, after all others are on disk."""
         *others, last = self._entries
@@ -146,7 +158,10 @@ class Placement:
     def _place(self, entry: Entry) -> None:
         staged = self._staging / f"{entry.number}"
         if not entry.replaces:
-            os.link(staged, entry.path)
+            try:
+                os.link(staged, entry.path)
+            except OSError as error:  # which names the staged file
+                raise OSError(error.errno, error.strerror, entry.path) from None
             return
         if read_file(Path(entry.path)) != self._before[entry.number]:
             text = "was changed by another process meanwhile; nothing was written"
@@ -169,17 +184,18 @@ class Placement:
                 os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
             os.fsync(descriptor)
 
-    def _make(self, directory: Path) -> None:
-        """Make the directory of the configuration, and its parents."""
+    def _make(self, directory: Path) -> bool:
+        """Make a directory and its parents; return whether it was missing."""
         if directory.is_dir():
-            return
+            return False
         if os.path.lexists(directory):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
         self._make(directory.parent)
+        if directory.is_dir():  # such as `new/..`
+            return False
         directory.mkdir(0o755)
         self._made.append(directory)
-        if directory == self._base:
-            self._own(directory)
+        return True
 
     def _own(self, directory: Path) -> None:
         os.chown(directory, self._owner.user, self._owner.group)
@@ -193,7 +209,7 @@ class Placement:
 
 def pending(base: Path) -> bool:
     """Return whether an earlier attempt was killed, and waits for the next one to clean up."""
-    return (base / STAGING).exists()
+    return (base / STAGING).is_dir()
 
 
 def _locked(staging: Path) -> int:
@@ -243,7 +259,7 @@ def _recover(staging: Path, *, certainly: bool = False) -> None:
                 with contextlib.suppress(OSError):
                     directory.rmdir()
             for directory in {Path(entry.path).parent for entry in entries}:
-                with contextlib.suppress(FileNotFoundError):
+                with _if_possible():
                     sync_directory(directory)
         journal.unlink()
         sync_directory(staging)
@@ -252,10 +268,19 @@ def _recover(staging: Path, *, certainly: bool = False) -> None:
 
 
 def _is_placed(staging: Path, entry: Entry) -> bool:
-    try:
+    with _if_possible():
         return (staging / f"{entry.number}").samefile(entry.path)
-    except FileNotFoundError:
-        return False
+    return False
+
+
+@contextlib.contextmanager
+def _if_possible() -> Iterator[None]:
+    """Let the block end early for a path that nothing can have. Raise other OSErrors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _IMPOSSIBLE:
+            raise
 
 
 def _take_back(staging: Path, entry: Entry) -> None:
