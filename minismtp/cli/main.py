@@ -8,7 +8,9 @@ one line on standard error, never a traceback.
 from __future__ import annotations
 
 import argparse
+import codecs
 import importlib
+import io
 import os
 import signal
 import sys
@@ -19,6 +21,7 @@ from typing import Final
 from minismtp import __version__
 from minismtp.cli.arguments import EXAMPLES, Parser, options_of
 from minismtp.cli.common import EXIT_CONFIG, EXIT_FAILURE, EXIT_INTERRUPTED, CommandError, fail
+from minismtp.values.printable import escape_unencodable
 from minismtp.values.threads import Interrupted
 
 COMMANDS: Final = {
@@ -52,12 +55,14 @@ _MODULES: Final = {  # else as the command
     "new-plugin": "new_plugin",
     "try": "try_plugin",
 }
+_HANDLER: Final = "minismtp.escape"  # of codecs
 _LAST_STREAM: Final = 2  # the descriptor of standard error
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status."""
     open_standard_streams()
+    _escape_what_is_not_encoded()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     words = sys.argv[1:] if argv is None else argv
@@ -79,6 +84,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return status
+
+
+def _escape_what_is_not_encoded() -> None:
+    """Have standard output escape the characters that its encoding lacks, such as ISO 8859-1."""
+    output = sys.stdout
+    if isinstance(output, io.TextIOWrapper) and codecs.lookup(output.encoding).name != "utf-8":
+        codecs.register_error(_HANDLER, escape_unencodable)
+        output.reconfigure(errors=_HANDLER)
 
 
 def _command(words: Sequence[str]) -> Callable[[], int]:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
+import unicodedata
 from getpass import getpass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from minismtp.cli.common import CommandError, add_config, argument_type, configuration, say
 from minismtp.server.privileges import acting_as_owner
 from minismtp.smtp.sasl import make_key
-from minismtp.values.durable_files import atomic_write, read_file, without_marks
+from minismtp.values.durable_files import atomic_write, without_marks
 from minismtp.values.passwords import hash_password
+from minismtp.values.user_names import folded_name
 
 _DOVECOT_READS: Final = "argon2id"
+_LONGEST: Final = 4096  # octets of a password; a line of AUTH has room for twice as many
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -72,8 +77,8 @@ def _remarks(path: Path, arguments: argparse.Namespace) -> list[str]:
 def _change(path: Path, arguments: argparse.Namespace) -> str:
     """Change the file and return what was done."""
     user: str = arguments.user
-    lines = read_file(path).splitlines() if path.exists() else []
-    others = [line for line in lines if line.partition(b":")[0].strip() != user.encode()]
+    lines = _content(path).splitlines() if path.exists() else []
+    others = [line for line in lines if _name(line) != user.encode()]
     known = len(others) < len(lines)
     if not arguments.remove:
         password = _ask_password()
@@ -89,7 +94,33 @@ def _change(path: Path, arguments: argparse.Namespace) -> str:
         return f"{user} was removed from {path} and can no longer log in."
     keys = "without keys for SCRAM" if arguments.no_scram else "with keys for SCRAM"
     done = "has a new password" if known else "was added"
-    return f"{user} {done} in {path} ({arguments.scheme}, {keys})."
+    return f"{user} {done} in {path} ({arguments.scheme}, {keys}).{_alike(user, others)}"
+
+
+def _content(path: Path) -> bytes:
+    """Return what is in a file. Raise OSError, and CommandError if it is a pipe or a device."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=opener) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CommandError(f"{path} is no regular file; expected a file of passwords")
+        return without_marks(file.read())
+
+
+def _name(line: bytes) -> bytes:
+    return line.partition(b":")[0].strip()
+
+
+def _alike(user: str, lines: list[bytes]) -> str:
+    """Return a remark about another user whose name differs only in spelling, or ""."""
+    wanted = folded_name(user)
+    for name in map(_name, lines):
+        other = name.decode("utf-8", "replace")
+        if other != user and name[:1] != b"#" and folded_name(other) == wanted:
+            return f" {other} is there too, so both have to type their names exactly so."
+    return ""
 
 
 def password_line(user: str, password: str, scheme: str, *, scram: bool = True) -> str:
@@ -98,16 +129,35 @@ def password_line(user: str, password: str, scheme: str, *, scram: bool = True) 
     return f"{user}:{hash_password(password, scheme)}{keys}"
 
 
-def first_line(data: bytes) -> str:
-    """Return the password in the first line of a file. Raise ValueError if it is not UTF-8."""
-    return without_marks(data.partition(b"\n")[0]).decode().rstrip("\r")
+def password_in(file: BinaryIO) -> str:
+    """Return the password in the first line of a file, "" if that is empty.
+
+    Raise ValueError for a line that is no password, as the text says after the name of the file.
+    """
+    line = file.readline(_LONGEST + 1)
+    if len(line) > _LONGEST:
+        raise ValueError(f"has more than {_LONGEST} octets in its first line")
+    try:
+        return _checked(without_marks(line).decode().rstrip("\r\n"))
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8") from None
+
+
+def _checked(password: str) -> str:
+    """Return a password. Raise ValueError for one that RFC 8265 (section 4.2) forbids."""
+    if any(unicodedata.category(char) == "Cc" for char in password):
+        raise ValueError("has a control character, which no user can type")
+    return password
 
 
 def _ask_password() -> str:
     """Read a password from the terminal, or one line from standard input if that is a file."""
-    if not sys.stdin.isatty():
-        return first_line(sys.stdin.buffer.readline())
-    return ask_twice()
+    if sys.stdin.isatty():
+        return ask_twice()
+    try:
+        return password_in(sys.stdin.buffer)
+    except ValueError as error:
+        raise ValueError(f"standard input {error}") from None
 
 
 def ask_twice() -> str:
@@ -115,7 +165,10 @@ def ask_twice() -> str:
     password = getpass("Password: ")
     if getpass("The same again: ") != password:
         raise ValueError("the two passwords differ")
-    return password
+    try:
+        return _checked(password)
+    except ValueError as error:
+        raise ValueError(f"the answer {error}") from None
 
 
 def _user_name(text: str) -> str:

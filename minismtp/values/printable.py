@@ -22,6 +22,13 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else _escaped(text)
 
 
+def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """Return the escapes of characters that an encoding lacks, as a handler of codecs."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_escape, error.object[error.start : error.end])), error.end
+
+
 def _escaped(text: str, kept: str = "") -> str:
     return "".join(char if char.isprintable() or char in kept else _escape(char) for char in text)
 

@@ -335,9 +335,11 @@ def test_passwd_cannot_remove_who_is_not_there(tmp_path: Path, capsys: Capture) 
     [
         (b"", "the password is empty"),
         (b"\n", "the password is empty"),
-        (b"\xff\n", "can't decode"),
+        (b"\xff\n", "standard input is not UTF-8"),
+        (b"a\0b\n", "standard input has a control character, which no user can type"),
+        (b"x" * 5000, "standard input has more than 4096 octets in its first line"),
     ],
-    ids=["end of file", "empty", "not UTF-8"],
+    ids=["end of file", "empty", "not UTF-8", "NUL", "long"],
 )
 def test_passwd_refuses_what_is_no_password(
     octets: bytes, expected: str, typed: Typed, tmp_path: Path, capsys: Capture
@@ -357,6 +359,62 @@ def test_passwd_refuses_a_user_name_that_would_break_the_file(
     assert main(["passwd", str(tmp_path / "passwords"), user]) == 2
     assert "expected a name without ':'" in capsys.readouterr().err
     assert not (tmp_path / "passwords").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_passwd_changes_nothing_but_a_file(
+    kind: str, typed: Typed, tmp_path: Path, capsys: Capture
+) -> None:
+    """As root it would put a file in the place of /dev/null."""
+    path = tmp_path / "passwords"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        try:
+            os.mknod(path, stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root makes devices")
+    before = path.stat()
+    for words in ([], ["--remove"]):
+        typed(b"secret\n")
+        assert main(["passwd", str(path), "anna", *words]) == 1
+        assert capsys.readouterr().err == (
+            f"minismtp: {path} is no regular file; expected a file of passwords\n"
+        )
+        assert path.stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize(
+    ("there", "added"),
+    [("anna", "Anna"), ("Anna@example.org", "anna@EXAMPLE.org."), ("e\u0301", "\u00e9")],
+)
+def test_passwd_tells_of_a_name_that_is_spelled_in_another_way(
+    there: str, added: str, typed: Typed, tmp_path: Path, capsys: Capture
+) -> None:
+    path = tmp_path / "passwords"
+    for name in (there, f"#{added}", "bob"):
+        typed(b"secret\n")
+        assert main(["passwd", str(path), name]) in {0, 2}
+    assert "exactly so" not in capsys.readouterr().out
+    typed(b"secret\n")
+    assert main(["passwd", str(path), added]) == 0
+    assert f" {there} is there too, so both have to type their names exactly so.\n" in (
+        capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_output_escapes_what_its_encoding_lacks(encoding: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "minismtp", "passwd", str(tmp_path / "passwords"), "\u0416\u00e9"],
+        input=b"secret\n",
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    expected = {"ascii": "\\u0416\\u00e9", "latin-1": "\\u0416\u00e9", "utf-8": "\u0416\u00e9"}
+    assert done.stdout.decode(encoding).startswith(f"{expected[encoding]} was added")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from minismtp.cli.common import (
     fail,
     say,
 )
-from minismtp.cli.passwd import first_line
+from minismtp.cli.passwd import password_in
 from minismtp.cli.setup import amend, host, material, report
 from minismtp.cli.setup.answers import (
     LETSENCRYPT,
@@ -295,18 +295,27 @@ def _write(arguments: argparse.Namespace, asker: Asker, plan: Plan, answers: Ans
 
 def _password(arguments: argparse.Namespace, asker: Asker) -> tuple[str, bool]:
     """Return the password of the user, and whether it was made and has to be shown."""
-    given = ""
     if arguments.password_file is not None:
-        file = arguments.password_file
-        data = sys.stdin.buffer.readline() if file == "-" else Path(file).read_bytes()
-        try:
-            given = first_line(data)
-        except ValueError:
-            raise UsageError(f"--password-file: {file} is not UTF-8") from None
-        if not given:
-            raise UsageError(f"--password-file: {file} has no password in its first line")
-    given = given or asker.password()
+        return _given_password(arguments.password_file), False
+    given = asker.password()
     return (given, False) if given else (material.new_password(), True)
+
+
+def _given_password(file: str) -> str:
+    """Return the password in a file, "-" for standard input. Raise OSError and UsageError."""
+    if not file:
+        raise UsageError('--password-file: expected the path of a file, or "-"')
+    try:
+        if file == "-":
+            found = password_in(sys.stdin.buffer)
+        else:
+            with Path(file).open("rb") as opened:
+                found = password_in(opened)
+    except ValueError as error:
+        raise UsageError(f"--password-file: {file} {error}") from None
+    if not found:
+        raise UsageError(f"--password-file: {file} has no password in its first line")
+    return found
 
 
 _EXAMPLE: Final = Answers(

@@ -67,9 +67,8 @@ def host_name(text: str) -> str:
 
 
 def _name(text: str, expected: str) -> str:
-    plain = text.strip().removesuffix(".")
     try:
-        name = parse_domain(plain)
+        name = parse_domain(text.strip())
     except ValueError:
         name = ""
     # RFC 1123 section 2.1: no underscore in the name of a host
@@ -82,7 +81,7 @@ def user_name(text: str, domain: str) -> str:
     """Return the local part of a user, who may be written with the domain."""
     local, at, given = text.strip().rpartition("@")
     local = folded_local(local if at else given)
-    if at and mail_domain(given) != domain:
+    if at and not _is_domain(given, domain):
         raise ValueError(f"{text!r}: expected an address at {domain}, or the part before the @")
     if not _USER.fullmatch(local) or len(local.encode()) > _LONGEST_USER:
         raise ValueError(
@@ -90,6 +89,13 @@ def user_name(text: str, domain: str) -> str:
             f" . _ - ' & =, with {_LONGEST_USER} octets at most"
         )
     return local
+
+
+def _is_domain(text: str, domain: str) -> bool:
+    try:
+        return mail_domain(text) == domain
+    except ValueError:
+        return False
 
 
 def authority(directory: str | None, ca: Path | None) -> Authority:

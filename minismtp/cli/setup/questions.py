@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from minismtp.cli.common import CommandError, UsageError, say
@@ -29,7 +30,7 @@ class Asker:
         if given is None and not default:
             raise UsageError(f"{option}: expected {question}, because nobody can be asked")
         try:
-            return parse(given or default)
+            return parse(default if given is None else given)
         except ValueError as error:
             raise UsageError(f"{option}: {error}") from None
 
@@ -49,7 +50,8 @@ class Asker:
         say("Password of the first user; leave it empty, and one is made and shown once.")
         while True:
             try:
-                return ask_twice()
+                with _own_line():
+                    return ask_twice()
             except ValueError as error:
                 say(f"  {error}")
             except EOFError:
@@ -61,15 +63,33 @@ class Asker:
 
 
 def _line(prompt: str) -> str:
-    sys.stdout.write(prompt)
-    sys.stdout.flush()
     try:
-        line = sys.stdin.readline()
+        with _own_line():
+            return _typed(prompt)
     except UnicodeDecodeError:
         return "\ufffd"  # is no name, so the question comes again
+    except EOFError:
+        raise _ended() from None
+
+
+def _typed(prompt: str) -> str:
+    """Return a line with its end. Raise EOFError."""
+    sys.stdout.write(prompt)
+    sys.stdout.flush()
+    line = sys.stdin.readline()
     if not line:
-        raise _ended()
+        raise EOFError
     return line
+
+
+@contextlib.contextmanager
+def _own_line() -> Iterator[None]:
+    """Let what is said after Ctrl-C or Ctrl-D begin on a line of its own, not behind a prompt."""
+    try:
+        yield
+    except (EOFError, KeyboardInterrupt):
+        say("")
+        raise
 
 
 def _ended() -> CommandError:
