@@ -44,7 +44,7 @@ from minismtp.values.durable_files import without_marks
 
 DEFAULT_FILE: Final = Path("/etc/minismtp/minismtp.toml")
 VERSION: Final = 1  #: of the keys; it grows when a release would misread an earlier file
-_LONGEST_FILE: Final = 1 << 20  # octets; 10,000 lines take a quarter of that
+LONGEST_FILE: Final = 1 << 20  # octets; 10,000 lines take a quarter of that
 
 
 def default_hostname() -> str:
@@ -154,7 +154,7 @@ class Config:
         If no file is named and DEFAULT_FILE does not exist, return the embedded default.
         """
         found = cls.file_to_read(path)
-        return cls.parse(_text(found), found) if found else cls.embedded()
+        return cls.parse(text_of(found), found) if found else cls.embedded()
 
     @staticmethod
     def file_to_read(path: Path | None = None) -> Path | None:
@@ -180,7 +180,7 @@ class Config:
     @classmethod
     def read(cls, path: Path) -> "Config":
         """Read a file in spite of mistakes in it, as `examine` does. Raise ConfigError."""
-        return cls.examine(_text(path), path)
+        return cls.examine(text_of(path), path)
 
     @classmethod
     def examine(cls, text: str, path: Path) -> "Config":
@@ -320,7 +320,7 @@ class Config:
                     )
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """Return the text of a configuration file. Raise ConfigError."""
     try:
         return without_marks(_read(path)).decode("utf-8")
@@ -344,7 +344,7 @@ def _read(path: Path) -> bytes:
     with open(path, "rb", opener=opener) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError("is not a regular file")
-        data = file.read(_LONGEST_FILE + 1)
-    if len(data) > _LONGEST_FILE:
-        raise OSError(f"is longer than {_LONGEST_FILE} octets")
+        data = file.read(LONGEST_FILE + 1)
+    if len(data) > LONGEST_FILE:
+        raise OSError(f"is longer than {LONGEST_FILE} octets")
     return data

@@ -491,6 +491,53 @@ def test_keys_of_a_second_domain_may_be_some_directories_deeper(setup: Setup) ->
     assert (setup.etc / "dkim" / "example.com" / "x" / "minismtp-rsa.pem").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "status", "expected"),
+    [
+        (b"# caf\xe9\n", 78, "is not UTF-8"),
+        (b"# " + b"x" * (1 << 20) + b"\n", 78, "is longer than 1048576 octets"),
+        (b"x = [", 78, "line 1: invalid value"),
+        (b"", 1, "has no plugin mailboxes; add one by hand"),
+        (None, 1, "does not exist; without --add-domain, `minismtp setup` writes it"),
+    ],
+    ids=["not UTF-8", "long", "no TOML", "empty", "missing"],
+)
+def test_configuration_that_cannot_get_a_domain_is_kept(
+    content: bytes | None, status: int, expected: str, setup: Setup
+) -> None:
+    setup.etc.mkdir()
+    if content is not None:
+        setup.config.write_bytes(content)
+    line = setup.refused("--yes", "--add-domain", "b.example", "--user", "bob", status=status)
+    assert line.startswith(f"minismtp: {setup.config}")
+    assert expected in line
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_configuration_that_is_no_file_gets_no_domain(
+    make: Callable[[Path], None], setup: Setup
+) -> None:
+    setup.etc.mkdir()
+    make(setup.config)
+    line = setup.refused("--yes", "--add-domain", "b.example", "--user", "bob", status=78)
+    assert line.startswith(f"minismtp: {setup.config}: cannot be read: ")
+
+
+def test_configuration_that_would_be_too_long_is_kept(setup: Setup) -> None:
+    setup("--yes", *NAMES)
+    text = setup.config.read_bytes()
+    setup.config.write_bytes(text + b"#" * ((1 << 20) - len(text)))
+    line = setup.refused("--yes", "--add-domain", "b.example", "--user", "bob", status=1)
+    assert line.endswith("would be longer than 1048576 octets; nothing was written")
+
+
+def test_example_need_not_be_utf_8(setup: Setup) -> None:
+    setup.etc.mkdir()
+    setup.config.write_bytes(EXAMPLE.read_bytes() + b"# caf\xe9\n")
+    setup("--yes", *NAMES)
+    assert setup.files["etc/minismtp.toml.example"].endswith(b"# caf\xe9\n")
+
+
 def test_half_a_certificate_is_refused(setup: Setup) -> None:
     (setup.etc / "tls").mkdir(parents=True)
     (setup.etc / "tls" / "key.pem").touch()

@@ -39,7 +39,7 @@ from minismtp.cli.setup.answers import (
 from minismtp.cli.setup.placement import Placement, pending
 from minismtp.cli.setup.plan import Plan, first_plan
 from minismtp.cli.setup.questions import Asker, likely_hostname
-from minismtp.config import DEFAULT_FILE
+from minismtp.config import DEFAULT_FILE, text_of
 from minismtp.config.mistakes import reason
 
 _STATE_DIRECTORY: Final = Path("/var/lib/minismtp")
@@ -218,17 +218,16 @@ def _certificate(
 
 
 def _add_domain(arguments: argparse.Namespace, asker: Asker, configuration: Path) -> int:
-    first = (arguments.domain, arguments.hostname, arguments.certificate, arguments.acme_directory)
-    if any(first):
+    first = ("domain", "hostname", "certificate", "acme_directory", "acme_ca")
+    if any(getattr(arguments, option) is not None for option in first):
         raise UsageError("--add-domain takes --user and --password-file beside it")
     domain = asker.answer("--add-domain", arguments.add_domain, "a domain", mail_domain, "")
-    try:
-        text = host.found(configuration, ())[configuration]
-    except KeyError:
+    host.check_link(configuration)
+    if not configuration.exists():
         raise CommandError(
             f"{configuration} does not exist; without --add-domain, `minismtp setup` writes it"
-        ) from None
-    present = amend.Present.of(configuration, text)
+        )
+    present = amend.Present.of(configuration, text_of(configuration))
     amend.with_domain(present, domain)  # refuses before anything is asked
     user = _user(arguments, asker, domain)
     existing = host.found(configuration, amend.files_of(present, domain))

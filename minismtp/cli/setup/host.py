@@ -14,7 +14,7 @@ from minismtp.cli.setup import dovecot
 from minismtp.cli.setup.dovecot import Dovecot
 from minismtp.cli.setup.placement import Owner
 from minismtp.cli.setup.plan import Plan
-from minismtp.config import Config, TlsConfig
+from minismtp.config import LONGEST_FILE, Config, TlsConfig
 from minismtp.config.mistakes import ConfigError, reason
 from minismtp.server.privileges import acting_as
 from minismtp.services import tls
@@ -48,12 +48,9 @@ def owner(name: str) -> Owner:
 def found(configuration: Path, others: Iterable[Path]) -> dict[Path, str]:
     """Return the files that exist, and the text of those that decide about a plan.
 
-    Raise CommandError for a configuration that is a symbolic link, because a new file would take
-    its place.
+    Raise CommandError for a configuration that is a symbolic link.
     """
-    if configuration.is_symlink():
-        target = configuration.resolve()
-        raise CommandError(f"{configuration} is a symbolic link; write --config {target}")
+    check_link(configuration)
     present = {}
     for path in (configuration, *others, *_below(configuration.parent)):
         if path.is_file():
@@ -61,6 +58,13 @@ def found(configuration: Path, others: Iterable[Path]) -> dict[Path, str]:
             data = read_file(path) if wanted else b""
             present[path] = data.decode("utf-8", "surrogateescape")
     return present
+
+
+def check_link(configuration: Path) -> None:
+    """Raise CommandError for a symbolic link, because a new file would take its place."""
+    if configuration.is_symlink():
+        target = configuration.resolve()
+        raise CommandError(f"{configuration} is a symbolic link; write --config {target}")
 
 
 def _below(base: Path) -> list[Path]:
@@ -149,7 +153,13 @@ def state_owner(account: str) -> Owner:
 
 
 def passed(text: str, configuration: Path) -> bool:
-    """Inspect a configuration that is not in its place yet, as `minismtp check` does."""
+    """Inspect a configuration that is not in its place yet, as `minismtp check` does.
+
+    Raise CommandError for one that is longer than what the server reads.
+    """
     from minismtp.cli.check import judged  # noqa: PLC0415 - starts plugins, so it loads much
 
+    if len(text.encode()) > LONGEST_FILE:
+        most = f"would be longer than {LONGEST_FILE} octets"
+        raise CommandError(f"{configuration} {most}; nothing was written")
     return judged(Config.examine(text, configuration)) == 0

@@ -59,7 +59,7 @@ def contents(plan: Plan, hostname: str, address: str, password: str) -> list[byt
             line = password_line(address, password, _scheme())
             made[Made.LOGIN] = _with_line(file.before or "", line)
         elif isinstance(file.content, str):
-            made[file.content] = file.content.encode()
+            made[file.content] = file.content.encode("utf-8", "surrogateescape")
     return [made[file.content] for file in plan.files]
 
 
