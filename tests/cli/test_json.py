@@ -132,8 +132,22 @@ def test_list_has_the_documented_keys(command: str, show: Callable[..., Any]) ->
     assert items
     expected = documented(command.removesuffix(" maildir"))
     if command == "certificate":
-        expected -= {"authority", "renewal", "why", "attempted", "failures", "error"}
+        expected -= {"authority", "renewal", "why", "attempted", "failures", "error", "problem"}
     assert all(each.keys() == expected for each in items)
+
+
+def test_certificate_that_cannot_be_read_has_a_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text(
+        '[[listeners]]\nname = "smtp"\naddress = "127.0.0.1:0"\n'
+        '[tls]\ncertificate = "missing.pem"\nkey = "missing.pem"\n'
+    )
+    assert main(["certificate", "--json", "--config", str(path)]) == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"table", "file", "problem"}
+    assert "problem" in documented("certificate")
 
 
 @pytest.mark.parametrize("command", ["queue", "quarantine"])

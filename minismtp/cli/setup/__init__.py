@@ -120,7 +120,8 @@ def _add_certificates(parser: argparse.ArgumentParser) -> None:
         "--acme-ca",
         type=_path,
         metavar="FILE",
-        help="who signs for the host of that directory; default: whom the system trusts",
+        help="a PEM file of the authorities that sign for the host of that directory; default:"
+        " those that the system trusts",
     )
 
 

@@ -27,7 +27,7 @@ class CertificateFiles(NamedTuple):
 class Authority(NamedTuple):
     """The authority of `acme`, by the URL of its directory; "" is Let's Encrypt.
 
-    `ca` is the file of those who sign for its host, None for those whom the system trusts.
+    `ca` is the PEM file of the authorities that sign for its host, None for those of the system.
     """
 
     directory: str = ""

@@ -63,9 +63,9 @@ class Entry(NamedTuple):
 class Placement:
     """One attempt to put files into place, for the block of a `with`. Raise OSError.
 
-    Raise CommandError if another process is about it, or changed a file meanwhile. `stage` writes
-    the files, `place` gives all but the last their names, and `commit` the last. A block that ends
-    without `commit` changes nothing.
+    Raise CommandError if another process places files there, or changed a file meanwhile. `stage`
+    writes the files, `place` gives all but the last their names, and `commit` the last. A block
+    that ends without `commit` changes nothing.
     """
 
     def __init__(self, base: Path, owner: Owner) -> None:
