@@ -47,30 +47,31 @@ def test_only_modules_of_shipped_plugins_in_use_are_imported(
 ) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "local.py").write_text("raise SystemExit(3)")
-    (tmp_path / "minismtp_extra.py").write_text("raise SystemExit(4)")
+    (tmp_path / "minismtp_extra.py").write_text("")
     tables = "".join(
         f'[[plugins]]\nuse = "{use}"\nname = "{use}{number}"\n' for number, use in enumerate(used)
     )
-    assert imported(tmp_path, CONFIGURATION + tables) == expected
+    names = modules(tmp_path, CONFIGURATION + tables)
+    assert shipped(names) == expected
+    assert "minismtp_extra" not in names
 
 
 def test_local_file_hides_a_shipped_plugin(tmp_path: Path) -> None:
     (tmp_path / "plugins").mkdir()
     (tmp_path / "plugins" / "early_talker.py").write_text("raise SystemExit(3)")
     text = CONFIGURATION + '[[plugins]]\nuse = "early_talker"\n'
-    assert imported(tmp_path, text) == set()
+    assert shipped(modules(tmp_path, text)) == set()
 
 
-def imported(directory: Path, configuration: str) -> set[str]:
-    """Return which modules of shipped plugins are imported for a configuration."""
+def shipped(names: set[str]) -> set[str]:
+    """Return which modules are those of shipped plugins, without the package."""
     prefix = "minismtp_plugins."
-    names = modules(directory, configuration)
     names = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
     return {name for name in names if not name.startswith("_")}
 
 
 def modules(directory: Path, configuration: str) -> set[str]:
-    """Return all modules that are imported after that."""
+    """Return all modules that are imported once a configuration was prepared."""
     (directory / "minismtp.toml").write_text(configuration)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=directory, check=True, capture_output=True, text=True
