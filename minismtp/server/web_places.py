@@ -32,8 +32,8 @@ class Places:
             self._taken[key] += 1
             return True
 
-    def introduce(self, peer: str) -> bool:
-        """Let a request that has a place count for its client, and return whether it may go on."""
+    def identify(self, peer: str) -> bool:
+        """Count a request of "", which has a place, for its client. Return whether it may go on."""
         key = _key(peer)
         with self._changed:
             if key and self._taken[key] >= self._most_of_one:
@@ -42,8 +42,8 @@ class Places:
             self._taken[b""] -= 1
             return True
 
-    def depart(self, peer: str) -> None:
-        """Undo `introduce`; the request still has its place."""
+    def forget(self, peer: str) -> None:
+        """Undo `identify`: count a request for "" again. It still has its place."""
         key = _key(peer)
         with self._changed:
             self._taken[b""] += 1

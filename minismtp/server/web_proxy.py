@@ -11,7 +11,7 @@ from minismtp.server.web_tls import seconds_left
 from minismtp.smtp.preamble import ProxyHeader, ProxyProblem, read_header
 
 
-def introduction(sock: socket.socket, due: float) -> ProxyHeader:
+def proxy_header(sock: socket.socket, due: float) -> ProxyHeader:
     """Return the header, and leave what follows it. `due` is monotonic.
 
     Raise ProxyProblem, and OSError such as TimeoutError.

@@ -22,7 +22,7 @@ from minismtp.runtime.metrics import Metrics
 from minismtp.server.http_server import BoundedHandler, BoundedServer, peer_of
 from minismtp.server.web_pages import Page, Request, Site
 from minismtp.server.web_places import Places
-from minismtp.server.web_proxy import introduction
+from minismtp.server.web_proxy import proxy_header
 from minismtp.server.web_tls import WebTls, is_checked
 from minismtp.session.listener_context import RefusalLog
 from minismtp.smtp.preamble import ProxyProblem
@@ -150,20 +150,20 @@ class WebHandler(BoundedHandler):
         self.record, self._client = self.server.record, ""
         try:
             if self.server.is_behind(peer_of(self.client_address)):
-                self._meet()
+                self._read_proxy_header()
             if self.server.tls is not None:
                 self.request = self.server.tls.secured(self.request, self.due)
             super().setup()
         except BaseException as error:
-            self._part()
+            self._forget_client()
             if isinstance(error, OSError):
                 self.record.count("failed")
             raise
 
-    def _meet(self) -> None:
-        """Learn from the load balancer who the client is. Raise RefusedError and OSError."""
+    def _read_proxy_header(self) -> None:
+        """Learn who the client of the load balancer is. Raise RefusedError and OSError."""
         try:
-            header = introduction(self.request, self.due)
+            header = proxy_header(self.request, self.due)
         except ProxyProblem as problem:
             self.record.refuse("refused", peer_of(self.client_address), error=str(problem))
             raise RefusedError from problem
@@ -171,14 +171,14 @@ class WebHandler(BoundedHandler):
             self.record = self.record.silent()
         elif header.peer:
             self.client_address = (header.peer, header.peer_port)
-            if not self.server.places.introduce(header.peer):
+            if not self.server.places.identify(header.peer):
                 self.record.refuse("limited", header.peer)
                 raise RefusedError
             self._client = header.peer
 
-    def _part(self) -> None:
+    def _forget_client(self) -> None:
         if self._client:
-            self.server.places.depart(self._client)
+            self.server.places.forget(self._client)
             self._client = ""
 
     def handle(self) -> None:
@@ -190,7 +190,7 @@ class WebHandler(BoundedHandler):
 
     def finish(self) -> None:
         """Send what is left, and end TLS without waiting for the client."""
-        self._part()
+        self._forget_client()
         with contextlib.suppress(OSError):
             super().finish()
         if self.server.tls is not None:

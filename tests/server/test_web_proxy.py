@@ -153,14 +153,14 @@ def test_other_clients_need_no_header(site: Site, tmp_path: Path) -> None:
         assert status(ask(port, header("192.0.2.7") + get("/any").encode())) == 400
 
 
-def test_introduced_client_counts_instead_of_the_balancer() -> None:
+def test_identified_client_counts_instead_of_the_balancer() -> None:
     places = Places(3, 1)
     assert [places.enter("") for _ in range(4)] == [True, True, True, False]
-    assert places.introduce("192.0.2.1")
-    assert not places.introduce("192.0.2.1")
-    assert places.introduce("127.0.0.1")
+    assert places.identify("192.0.2.1")
+    assert not places.identify("192.0.2.1")
+    assert places.identify("127.0.0.1")
     for peer in ("192.0.2.1", "127.0.0.1"):
-        places.depart(peer)
+        places.forget(peer)
     assert not places.wait(0)
     for _ in range(3):
         places.leave("")
