@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeGuard
 
 if TYPE_CHECKING:
     from minismtp.config import Config
@@ -55,10 +55,22 @@ def import_shipped(config: Config, packages: Packages) -> None:
     A module may have a function `before_fork` for what else its processes can share. A module that
     cannot be imported is left to the processes, which tell why.
     """
-    sources = sources_of(config.plugin_path, packages)
-    for use in {table.use for table in config.plugins}:
-        source = sources.get(use)
-        if isinstance(source, EntryPoint) and source.module.partition(".")[0] == _SHIPPED:
+    for source in _used(config, packages):
+        if _is_shipped(source):
             with suppress(Exception, SystemExit):
                 module = importlib.import_module(source.module)
                 getattr(module, "before_fork", bool)()
+
+
+def uses_others(config: Config, packages: Packages) -> bool:
+    """Return whether a configuration names plugins that are not shipped."""
+    return not all(_is_shipped(source) for source in _used(config, packages))
+
+
+def _used(config: Config, packages: Packages) -> list[Path | EntryPoint]:
+    sources = sources_of(config.plugin_path, packages)
+    return [sources[use] for use in {table.use for table in config.plugins} if use in sources]
+
+
+def _is_shipped(source: Path | EntryPoint) -> TypeGuard[EntryPoint]:
+    return isinstance(source, EntryPoint) and source.module.partition(".")[0] == _SHIPPED

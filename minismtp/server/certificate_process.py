@@ -4,7 +4,8 @@ It runs only if the configuration has that table, as the server's user. A thread
 seconds at the certificate and at the outcome of the last attempt, which are on disk, so it also
 sees what `minismtp certificate renew` did. The workers find a new certificate by themselves. The
 library for ACME is imported when the process starts, because weeks later, after an upgrade, it may
-be another release. An attempt hangs at worst this process.
+be another release; a process that starts after an upgrade refuses it. An attempt hangs at worst
+this process.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import importlib
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from minismtp.runtime.metrics import Metrics
 from minismtp.runtime.process import end_with_supervisor, open_log_and_metrics, report_ready
 from minismtp.runtime.scoreboard import BEAT_INTERVAL, Scoreboard
 from minismtp.runtime.thread_activity import log_stacks
+from minismtp.server.installed_code import InstalledCode
 from minismtp.services.acme_files import (
     AcmeFiles,
     BusyError,
@@ -51,6 +54,8 @@ from minismtp.values.threads import start_thread
 
 _TICK: Final = 5.0  # seconds between two looks
 _ATTEMPT: Final = "minismtp.services.acme"  # with its library it takes 20 MiB
+#: As installed when the supervisor imported this module.
+_CODE: Final = InstalledCode("acme", "josepy", "requests", "urllib3", "cryptography")
 _LONGEST_ATTEMPT: Final = 900.0  # seconds
 _SIGNALS: Final = {signal.SIGTERM, signal.SIGUSR2}
 
@@ -118,14 +123,17 @@ class Renewals:
 
     def run(self) -> None:
         """Look again and again."""
-        with contextlib.suppress(ImportError):  # `step` tells what is missing
-            importlib.import_module(_ATTEMPT)
+        with contextlib.suppress(ImportError):  # which the first attempt raises again
+            try:
+                self._import()
+            except ConfigError as error:
+                self._tell_once(str(error))
         while not self._ending.is_set():
             try:
                 self.step()
             except OSError as error:  # of a file
                 self._tell_once(f"{error.filename}: {error.strerror}")
-            except ConfigError as error:  # no library
+            except ConfigError as error:  # no library, or of another release
                 self._tell_once(str(error))
             finally:
                 self.end_by = inf
@@ -145,6 +153,13 @@ class Renewals:
         elif certificate is not None and not is_self_signed(certificate) and not state.error:
             self._ask(state)
 
+    def _import(self) -> None:
+        """Import what an attempt needs. Raise ConfigError if there is none of this release."""
+        require_library(self._config.file)
+        if _ATTEMPT not in sys.modules:
+            with _CODE.guarding():
+                importlib.import_module(_ATTEMPT)
+
     def _show(self, certificate: Certificate | None, state: State, *, failed: bool = False) -> Plan:
         """Set the metrics, and return when the next attempt is."""
         coming = plan(self._acme, certificate, state)
@@ -153,7 +168,7 @@ class Renewals:
         return coming
 
     def _get(self, reason: str) -> None:
-        require_library(self._config.file)
+        self._import()
         from minismtp.services.acme import get_certificate  # noqa: PLC0415 - takes long
 
         self.end_by = time.monotonic() + _LONGEST_ATTEMPT
@@ -189,6 +204,7 @@ class Renewals:
         """Ask the authority when it wants the renewal, some times a day."""
         if not is_time_to_ask(state):
             return
+        self._import()
         from minismtp.services.acme import ask_for_renewal  # noqa: PLC0415 - takes long
 
         self.end_by = time.monotonic() + _LONGEST_ATTEMPT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import ssl
@@ -12,7 +13,7 @@ from typing import Final
 
 from minismtp.config import Config, Listener
 from minismtp.config.types import SocketAddress
-from minismtp.hooks.sources import Packages, import_shipped, installed
+from minismtp.hooks.sources import Packages, import_shipped, installed, uses_others
 from minismtp.server.sockets import ListenError, open_socket
 from minismtp.services.resolver import import_library
 
@@ -108,6 +109,10 @@ class Generation:
 def _prepare(config: Config, packages: Packages) -> None:
     """Do what each process would do for itself, so that they share the memory that it takes."""
     import_shipped(config, packages)
+    if uses_others(config, packages):
+        public = importlib.import_module("minismtp")  # which they may import, also after an upgrade
+        for name in public.__all__:
+            getattr(public, name)
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # the first context initializes OpenSSL
     if config.tls.acme is not None or any(each.is_public for each in config.listeners):
         import_library()  # for the names, the policies and the hosts of strangers, and our own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
 from collections.abc import Callable, Collection
 from socket import socket
@@ -137,8 +138,7 @@ class Launcher:
         config = generation.config
         if not config.web_listeners:
             return 0
-        # Most servers have none, and the supervisor should not keep two releases of these modules.
-        from minismtp.server import web_listener  # noqa: PLC0415
+        from minismtp.server import web_listener  # noqa: PLC0415 - see `import_for`
 
         slot = self._children.free_slot()
         directory, lifeline = self._metrics_directory, self._children.lifeline
@@ -161,7 +161,7 @@ class Launcher:
         """
         if config.tls.acme is None:
             return 0
-        from minismtp.server import certificate_process  # noqa: PLC0415 - as for the web listeners
+        from minismtp.server import certificate_process  # noqa: PLC0415 - see `import_for`
 
         slot = self._children.free_slot()
         directory, lifeline = self._metrics_directory, self._children.lifeline
@@ -192,6 +192,23 @@ class Launcher:
         self._children.fork("http", ENDPOINT_SLOT, Role.ENDPOINT, config.user, run)
 
 
+def import_for(config: Config) -> None:
+    """Import what the processes of a configuration need, and most servers do not.
+
+    The supervisor does so before it forks them. So they share the memory, and a process that it
+    starts after an upgrade has modules of the same release as the rest.
+    """
+    watches_of(config)
+    names = ["minismtp.server.web_listener"] if config.web_listeners else []
+    if config.tls.acme is not None:
+        names += ["minismtp.server.certificate_process", "minismtp.inspection.acme_names"]
+    if config.state.url:
+        names.append("minismtp.services.state_redis")
+    for name in names:
+        with contextlib.suppress(ModuleNotFoundError):  # of an extra; the process tells
+            importlib.import_module(name)
+
+
 def watches_dns(config: Config) -> bool:
     """Return whether there are records to look at: the server has a name, and is public."""
     public = any(listener.is_public for listener in config.listeners)
@@ -199,11 +216,7 @@ def watches_dns(config: Config) -> bool:
 
 
 def watches_of(config: Config) -> Callable[[Config, PluginSet, Metrics, Log], object]:
-    """Return what starts the watches of the world outside.
-
-    Their modules are imported here, by the supervisor. So a process that it starts after an upgrade
-    has them of the same release as the rest.
-    """
+    """Return what starts the watches of the world outside, and import their modules."""
     watches: list[Callable[[Config, PluginSet, Metrics, Log], object]] = []
     if watches_dns(config):
         from minismtp.server.dns_watch import DnsWatch  # noqa: PLC0415 - few servers need it

@@ -34,7 +34,8 @@ from minismtp.runtime.session_limits import SLOTS
 from minismtp.runtime.suspects import FATAL
 from minismtp.server.directories import lock_state_directory
 from minismtp.server.generation import Generation, close, workers_of
-from minismtp.server.launch import Launcher
+from minismtp.server.installed_code import InstalledCode
+from minismtp.server.launch import Launcher, import_for
 from minismtp.server.processes import Child, Children, Role, forbid_core_dumps
 from minismtp.server.respawn import SHORT_LIFE, Respawn, pause
 from minismtp.server.signals import SIGNALS, ending_signals, next_signal
@@ -75,6 +76,7 @@ class Supervisor:
 
     def __init__(self, config: Config, log: Log) -> None:
         self._log = log
+        self._code = InstalledCode()
         self._lock = lock_state_directory(config)
         self._children = Children(log)
         self._launcher = Launcher(config, self._children, self._close_listeners)
@@ -89,6 +91,7 @@ class Supervisor:
         self._adopted = adopted.keys()
         # After the sockets: a second server fails there and leaves the files of the first alone.
         self._launcher.make_directories(config)
+        import_for(config)
         self._current = Generation(config, sockets, workers_of(config), time.monotonic())
         self._coming: Generation | None = None
         self._reload_wanted = False
@@ -329,8 +332,10 @@ class Supervisor:
         self._reporter.reloading()
         try:
             config = Config.load(Path(file) if file else None)
-            sockets = self._current.sockets_for(config, self._adopted)
-            self._coming = Generation(config, sockets, workers_of(config), time.monotonic())
+            with self._code.guarding():
+                import_for(config)
+                sockets = self._current.sockets_for(config, self._adopted)
+                self._coming = Generation(config, sockets, workers_of(config), time.monotonic())
         except Exception as error:  # noqa: BLE001 - in any case the old configuration serves
             if isinstance(error, ConfigError):
                 self._give_up_reload("; ".join(map(str, error.mistakes)))

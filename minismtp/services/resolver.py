@@ -29,6 +29,7 @@ _CACHED: Final = 16 * 1024 * 1024  # octets of answers, about 20,000 ordinary on
 _RECORD: Final = 400  # octets of memory for a record besides its data
 _LONGEST: Final = 3600.0  # seconds in the cache, whatever the TTL
 _LONGEST_NEGATIVE: Final = 300.0  # a negative answer without a SOA record has no TTL
+_KINDS: Final = ("A", "AAAA", "CNAME", "MX", "NS", "PTR", "SOA", "TLSA", "TXT")
 _RESOLV_CONF: Final = Path("/etc/resolv.conf")
 _TRUST_AD: Final = re.compile(r"^options\b.*\btrust-ad\b", re.MULTILINE)
 
@@ -38,7 +39,14 @@ def import_library() -> None:
     import dns.exception  # noqa: PLC0415 - as in `Resolver`
     import dns.flags  # noqa: PLC0415
     import dns.nameserver  # noqa: PLC0415
-    import dns.resolver  # noqa: F401, PLC0415
+    import dns.rdata  # noqa: PLC0415
+    import dns.rdataclass  # noqa: PLC0415
+    import dns.rdatatype  # noqa: PLC0415
+    import dns.resolver  # noqa: PLC0415
+
+    for kind in _KINDS:  # dnspython imports each when it meets one
+        number = dns.rdatatype.from_text(kind)
+        dns.rdata.get_rdata_class(dns.rdataclass.IN, number)  # type: ignore[no-untyped-call]
 
 
 class UnansweredError(Exception):

@@ -8,6 +8,7 @@ import smtplib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -122,28 +123,67 @@ def test_processes_of_a_server_import_nothing_for_themselves(tmp_path: Path) -> 
     assert imports == dict.fromkeys(imports, "")
 
 
-def test_supervisor_imports_the_watches_of_the_process_that_delivers(tmp_path: Path) -> None:
-    """A process that is replaced after an upgrade has no modules of two releases."""
-    script = """
+#: Prints which of the modules in its first argument a supervisor imports for a configuration.
+PREPARED: Final = """
 import sys
 from pathlib import Path
 from minismtp.config import Config
-from minismtp.server.launch import watches_of
-def imported():
-    return [f"minismtp.server.{name}_watch" in sys.modules for name in ("dns", "update")]
-for lines in sys.argv[1:]:
-    path = Path("x.toml")
-    path.write_text(lines + '[[listeners]]\\nname = "smtp"\\naddress = "*:25"\\ntls = "none"\\n')
-    watches_of(Config.load(path))
-    print(*imported())
+from minismtp.server.generation import Generation
+from minismtp.server.launch import import_for
+config = Config.load(Path("x.toml"))
+import_for(config)
+Generation(config, {}, wanted=1, begun=0.0)
+print(*[name for name in sys.argv[1].split() if name in sys.modules])
 """
-    quiet = 'hostname = "mx.example.org"\n[dns]\ncheck = "0s"\n'
-    both = 'hostname = "mx.example.org"\n[updates]\ncheck = "1d"\n'
+WEB: Final = '[[listeners]]\nname = "web"\naddress = "*:80"\nkind = "web"\n'
+OWN_PLUGIN: Final = """
+from minismtp import plugin
+
+@plugin
+class Own:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ('[dns]\ncheck = "0s"\n', ""),
+        ('[updates]\ncheck = "1d"\n', "minismtp.server.dns_watch minismtp.server.update_watch"),
+        ('[dns]\ncheck = "0s"\n[state]\nurl = "redis://localhost"\n', "redis"),
+        (
+            f'{WEB}[dns]\ncheck = "0s"\n[tls.acme]\nagree_terms = true\n',
+            "minismtp.server.certificate_process minismtp.server.web_listener",
+        ),
+        (
+            '[dns]\ncheck = "0s"\n[[plugins]]\nuse = "own"\n',
+            "minismtp.storage.quarantine minismtp.values.passwords",
+        ),
+    ],
+    ids=["nothing", "watches", "redis", "certificate", "own plugin"],
+)
+def test_supervisor_imports_what_the_processes_of_its_configuration_need(
+    lines: str, expected: str, tmp_path: Path
+) -> None:
+    """So a process that is replaced after an upgrade has no modules of two releases.
+
+    No configuration has it import the library for ACME, which takes 20 MiB.
+    """
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "plugins" / "own.py").write_text(OWN_PLUGIN)
+    top = 'hostname = "mx.example.org"\nplugin_path = ["plugins"]\n'
+    smtp = '[[listeners]]\nname = "smtp"\naddress = "*:25"\ntls = "none"\n'
+    (tmp_path / "x.toml").write_text(top + smtp + lines)
+    watched = {
+        *("acme", "josepy", "redis", "minismtp.storage.quarantine"),
+        *("minismtp.values.passwords", "minismtp.server.certificate_process"),
+        *(f"minismtp.server.{name}" for name in ("dns_watch", "update_watch", "web_listener")),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", script, quiet, both],
+        [sys.executable, "-c", PREPARED, " ".join(watched)],
         cwd=tmp_path,
         check=False,
         capture_output=True,
         text=True,
     )
-    assert done.stdout.split("\n") == ["False False", "True True", ""], done.stderr
+    assert {*done.stdout.split()} == {*expected.split()}, done.stderr

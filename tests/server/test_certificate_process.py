@@ -294,6 +294,7 @@ def test_library_is_imported_before_the_first_look(
         done.append("look")
         renewals.stop()
 
+    monkeypatch.delitem(sys.modules, "minismtp.services.acme", raising=False)
     module = "minismtp.server.certificate_process.importlib"
     monkeypatch.setattr(f"{module}.import_module", done.append)
     monkeypatch.setattr(renewals, "step", look)
