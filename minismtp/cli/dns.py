@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
+from contextlib import suppress
+from ipaddress import IPv6Address
 from typing import Final
 
 from minismtp.cli.common import (
@@ -24,7 +25,7 @@ from minismtp.cli.common import (
 from minismtp.cli.progress import Progress
 from minismtp.cli.text import json_list, terminal_width, wrapped
 from minismtp.config import Config
-from minismtp.config.types import SocketAddress, parse_domain
+from minismtp.config.types import SocketAddress, parse_domain, parse_host_address
 from minismtp.hooks.dns_zone import DnsRecord
 from minismtp.inspection.dns_check import STATES, DnsChecker, Outcome, answered, chains_of
 from minismtp.inspection.dns_records import (
@@ -55,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--address",
         action="append",
-        type=argument_type(ip_address),
+        type=argument_type(parse_host_address),
         default=[],
         help="a public address of this host; may be repeated. Default: [dns] addresses, else those"
         " of the listeners, else those from which packets leave, else those of the host name",
@@ -105,6 +106,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the records as a zone file, or what the DNS says about them."""
     if not arguments.check and (arguments.block_lists is not None or arguments.port25 is not None):
         raise UsageError("--block-lists and --port25 need --check")
+    if "" in arguments.domain:
+        raise UsageError("--domain: expected a domain such as example.org, not ''")
     config = configuration(arguments)
     resolver = HurriedResolver(config.dns.nameservers, lambda _: None, arguments.seconds)
     addresses = arguments.address or own_addresses(config)
@@ -131,6 +134,8 @@ def _place(text: str) -> SocketAddress:
     """Return a host with its port, 25 if there is no other; an empty one for `no`."""
     if text == _NO:
         return SocketAddress()
+    with suppress(ValueError):  # an address of IPv6 may lack its brackets
+        text = f"[{IPv6Address(text)}]"
     try:
         with_port = text.rpartition(":")[2].isdecimal() and not text.endswith("]")
         place = SocketAddress.parse(text if with_port else f"{text}:25")

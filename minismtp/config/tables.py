@@ -8,7 +8,6 @@ manual are made from their types, defaults and descriptions. Each one checks its
 import urllib.parse
 from dataclasses import dataclass, field
 from datetime import timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -25,7 +24,7 @@ from minismtp.config.checks import (
 )
 from minismtp.config.mistakes import ConfigError
 from minismtp.config.toml_values import OTHER_KEYS, OWN_KEY, option_types
-from minismtp.config.types import ByteSize, SocketAddress
+from minismtp.config.types import ByteSize, SocketAddress, parse_host_address
 
 _DECISION_LOG_SIZE: Final = ByteSize.parse("64MiB")
 _METRICS_ADDRESS: Final = SocketAddress("127.0.0.1", 9925)
@@ -95,10 +94,9 @@ class DnsConfig:
     def __post_init__(self) -> None:
         for number, text in enumerate(self.addresses):
             try:
-                ip_address(text)
-            except ValueError:
-                problem = f'expected an address such as "192.0.2.25", not {text!r}'
-                raise ConfigError(problem, key=f"addresses[{number}]") from None
+                parse_host_address(text)
+            except ValueError as error:
+                raise ConfigError(str(error), key=f"addresses[{number}]") from None
         for number, address in enumerate(self.nameservers):
             check_host(address, key=f"nameservers[{number}]")
 

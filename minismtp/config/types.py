@@ -7,7 +7,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -125,6 +132,23 @@ def parse_domain(text: str) -> str:
     ):
         raise ValueError(f"expected a domain such as mx.example.org, not {text!r}")
     return domain
+
+
+def parse_host_address(text: str) -> IPv4Address | IPv6Address:
+    """Return an address that a host can have in the DNS. Raise ValueError.
+
+    One of IPv6 that is mapped is one of IPv4 (RFC 4291 section 2.5.5.2).
+    """
+    expected = f'expected an address such as "192.0.2.25" or "2001:db8::25", not {text!r}'
+    if "%" in text:  # a zone counts on one machine only (RFC 4007)
+        raise ValueError(expected)
+    try:
+        address = ip_address(plain_address(text))
+    except ValueError:
+        raise ValueError(expected) from None
+    if address.is_unspecified or address.is_multicast:
+        raise ValueError(expected)
+    return address
 
 
 def parse_duration(value: object) -> timedelta:

@@ -40,6 +40,9 @@ State: TypeAlias = Literal["right", "missing", "wrong", "unanswered"]
 STATES: Final = ("right", "missing", "wrong", "unanswered")
 
 _MOST_FOUND: Final = 20  # records of one name that are shown
+_LONGEST_FOUND: Final = 2000  # characters of one that are shown; a key of 4096 bits takes 750
+# RFC 7489 section 6.4: dmarc-version = "v" *WSP "=" *WSP "DMARC1", and then a dmarc-sep
+_DMARC: Final = re.compile(r"v[ \t]*=[ \t]*DMARC1[ \t]*(?:;|\Z)")
 _POLICIES: Final = {"none", "quarantine", "reject"}
 _STS_ID: Final = re.compile(r"v=STSv1\s*;\s*id=[A-Za-z0-9]{1,32}\s*(?:;\s*)?")
 _REPORTS: Final = re.compile(r"v=TLSRPTv1\s*;.{0,100}?\brua=(?:mailto:|https://).+")
@@ -228,6 +231,8 @@ class DnsChecker:
 
     def _spf(self, record: DnsRecord, texts: Iterable[str]) -> _Said:
         found = [text for text in texts if is_spf(text)]
+        if not found:
+            return _unrecognized(texts, "v=spf1 ")
         shown = [quoted(text) for text in found]
         if len(found) != 1:
             return _compared(shown, is_right=False, note="a domain must have one SPF record only")
@@ -244,16 +249,18 @@ class DnsChecker:
         return _Said("right", shown)
 
     def _dmarc(self, record: DnsRecord, texts: Iterable[str]) -> _Said:
-        found = [text for text in texts if text.startswith("v=DMARC1")]
+        found = [text for text in texts if _DMARC.match(text)]
         note = ""
         if not found:
             domain = record.name.removeprefix("_dmarc.")
             with suppress(ModuleNotFoundError):  # of an extra
                 above = registrable_domain(domain)
                 if above != domain:
-                    texts = texts_of(self._records(f"_dmarc.{above}", "TXT"))
-                    found = [text for text in texts if text.startswith("v=DMARC1")]
+                    others = texts_of(self._records(f"_dmarc.{above}", "TXT"))
+                    found = [text for text in others if _DMARC.match(text)]
                     note = f"the policy is that of {above}"
+        if not found:
+            return _unrecognized(texts, "v=DMARC1;")
         shown = [quoted(text) for text in found]
         if len(found) != 1:
             return _compared(shown, is_right=False, note="several policies have no effect")
@@ -275,8 +282,12 @@ def _is_named(chain: Sequence[bytes], tlsa: Tlsa) -> bool:
 def _outcome(record: DnsRecord, said: _Said) -> Outcome:
     wanted = data_of(record) or "any public address"
     need: Need = "recommended" if record.need == "signed" else record.need
-    found = tuple(islice(said.found, _MOST_FOUND))
+    found = tuple(map(_shortened, islice(said.found, _MOST_FOUND)))
     return Outcome(record.name, record.kind, wanted, said.state, found, said.note, need)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_FOUND else f"{text[:_LONGEST_FOUND]}\u2026"
 
 
 def _dkim(record: DnsRecord, texts: Sequence[str]) -> _Said:
@@ -299,12 +310,21 @@ def _of_version(wanted: str, texts: Iterable[str], version: str, pattern: re.Pat
     shown = map(quoted, found)
     if len(found) > 1:
         return _Said("wrong", shown, "several records have no effect")
-    if not found or pattern.fullmatch(found[0]) is None:
+    if not found:
+        return _unrecognized(texts, f"{version};")
+    if pattern.fullmatch(found[0]) is None:
         return _compared(shown, is_right=False)
     if tags_of(found[0]).get("id") != tags_of(wanted).get("id"):
         note = f"has another id; publish {wanted!r} if the policy changed since"
         return _Said("right", shown, note)
     return _Said("right", shown)
+
+
+def _unrecognized(texts: Iterable[str], beginning: str) -> _Said:
+    """Judge texts of which none is a record: some may be meant to be, or all are about others."""
+    word = beginning.strip(" ;").partition("=")[2].lower()
+    alike = [quoted(text) for text in texts if word in text.lower()]
+    return _compared(alike, is_right=False, note=f"it has to begin with {beginning!r}")
 
 
 def _compared(found: Iterable[str], is_right: bool, note: str = "") -> _Said:

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 from minismtp.config import Config, Listener, PluginConfig
 from minismtp.config.mistakes import ConfigError, did_you_mean
-from minismtp.config.types import parse_domain
+from minismtp.config.types import parse_domain, parse_host_address
 from minismtp.hooks.dns_zone import DnsRecord, DnsZone, Kind, Need
 from minismtp.hooks.loader import instances
 from minismtp.inspection.certificates import files_by_name
@@ -90,7 +90,7 @@ def own_addresses(configuration: Config) -> tuple[Address, ...]:
     They are those in `[dns]`, else those of listeners, else those from which packets leave.
     """
     if configuration.dns.addresses:
-        return tuple(map(ip_address, configuration.dns.addresses))
+        return tuple(dict.fromkeys(map(parse_host_address, configuration.dns.addresses)))
     listening = list(_listening(configuration.listeners))
     return tuple(dict.fromkeys(listening or _leaving()))
 

@@ -6,7 +6,7 @@ the resolver and the path to it are trusted.
 
 from __future__ import annotations
 
-import contextlib
+import io
 import ipaddress
 import re
 from collections.abc import Iterable
@@ -91,7 +91,7 @@ class Resolver:
                     for each in self._nameservers
                 ]
             else:
-                resolver.read_resolv_conf(str(_RESOLV_CONF))
+                resolver.read_resolv_conf(io.StringIO(_readable(_resolv_conf())))
         except dns.resolver.NoResolverConfiguration:
             resolver.nameservers = ["127.0.0.1"]  # as resolv.conf(5) says
         resolver.use_edns(0, 0, _PAYLOAD)
@@ -148,10 +148,34 @@ def _weight(found: Found) -> int:
     return found.size + _RECORD * len(found.records) + 2 * len(found.name)
 
 
+def _resolv_conf() -> str:
+    """Return the text of resolv.conf, "" if it cannot be read."""
+    try:
+        return _RESOLV_CONF.read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _readable(text: str) -> str:
+    """Return the text without lines that libc skips, and of which dnspython raises ValueError."""
+    return "".join(line for line in text.splitlines(keepends=True) if not _is_wrong(line))
+
+
+def _is_wrong(line: str) -> bool:
+    """Return whether a line names as a server what is no address."""
+    words = line.split()
+    if words[:1] != ["nameserver"]:
+        return False
+    try:
+        ipaddress.ip_address(words[1])
+    except (IndexError, ValueError):
+        return True
+    return False
+
+
 def _is_trusted(resolver: dns.resolver.Resolver) -> bool:
     """Return whether AD counts: resolv.conf says so, or all servers are on this machine."""
-    with contextlib.suppress(OSError):
-        if _TRUST_AD.search(_RESOLV_CONF.read_text()):
-            return True
+    if _TRUST_AD.search(_resolv_conf()):
+        return True
     servers = (plain_address(str(each)) for each in resolver.nameservers)
     return all(ipaddress.ip_address(each).is_loopback for each in servers)

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from minismtp import SocketAddress
+from minismtp.cli.dns import _place
 from minismtp.cli.main import main
 from minismtp.inspection.outside_checks import listings, port_25
 from minismtp.inspection.questions import HurriedResolver
@@ -187,7 +188,11 @@ def test_progress_is_shown_on_a_terminal_only(
         (["--check", "--seconds", "0"], 2, "expected seconds"),
         (["--check", "--seconds", "x"], 2, "expected seconds"),
         (["--check", "--block-lists", "a b"], 2, "expected a domain"),
-        (["--address", "mx.right.test"], 2, "does not appear to be an IPv4 or IPv6 address"),
+        (["--address", "mx.right.test"], 2, 'expected an address such as "192.0.2.25"'),
+        (["--address", "fe80::1%lo"], 2, "expected an address such as"),
+        (["--address", "::"], 2, "expected an address such as"),
+        (["--address", "ff02::1"], 2, "expected an address such as"),
+        (["--domain", ""], 2, "--domain: expected a domain such as example.org, not ''"),
         (["--domain", "rihgt.test"], 78, "did you mean 'right.test'"),
         (["--domain", "no name"], 78, "expected a domain such as"),
     ],
@@ -233,6 +238,11 @@ def test_port_25_is_open_if_a_host_greets(octets: bytes, state: str) -> None:
     with greeting(octets) as port:
         outcome = port_25(hurried(), "127.0.0.1", port).question()
     assert (outcome.state, outcome.found) == (state, (octets.decode().strip() or "nothing",))
+
+
+@pytest.mark.parametrize("text", ["::1", "[::1]", "[::1]:25"])
+def test_port_25_may_be_of_an_address_of_ipv6(text: str) -> None:
+    assert _place(text) == SocketAddress("::1", 25)
 
 
 def test_port_25_is_closed_if_there_is_no_connection(

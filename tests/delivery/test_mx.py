@@ -369,3 +369,26 @@ def test_the_system_says_whom_it_trusts(
     path.write_text(text)
     monkeypatch.setattr(resolver_module, "_RESOLV_CONF", path)
     assert Resolver()._trusted is trusted  # noqa: SLF001
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"nameserver\nnameserver localhost\nnameserver 127.0.0.1 # this\nnameserver https://x/\n",
+        b"# caf\xe9\nnameserver 127.0.0.1\n",
+        b"options timeout:x\nnameserver 127.0.0.1\n",
+        None,
+    ],
+    ids=["no addresses", "not UTF-8", "options", "directory"],
+)
+def test_lines_of_resolv_conf_that_libc_skips_are_skipped(
+    octets: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "resolv.conf"
+    if octets is None:
+        path.mkdir()
+    else:
+        path.write_bytes(octets)
+    monkeypatch.setattr(resolver_module, "_RESOLV_CONF", path)
+    assert Resolver()._resolver.nameservers == ["127.0.0.1"]  # noqa: SLF001
+    assert Resolver()._trusted  # noqa: SLF001

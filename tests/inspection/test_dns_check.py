@@ -159,9 +159,19 @@ CASES: Final = [
     spf("v=spf1 mxx -all", "wrong", "is wrong"),
     spf("v=spf1 x=y a:other.{domain} -all", "wrong", "(-)"),
     spf("v=spf1", "wrong", "(?)"),
+    spf(" v=spf1 mx -all", "wrong", "has to begin with 'v=spf1 '"),
+    spf("v=spf1mx -all", "wrong", "has to begin with 'v=spf1 '"),
+    spf("spf2.0/mfrom mx -all", "missing"),
     Case("_dmarc TXT", [], "missing"),
     Case("_dmarc TXT", ["v=DMARC1; p=reject; rua=mailto:x@y.example"], "right"),
+    Case("_dmarc TXT", ["v = DMARC1 ; p = none"], "right"),
     Case("_dmarc TXT", ["v=DMARC1; p=never"], "wrong", "policy"),
+    Case("_dmarc TXT", ["v=DMARC12; p=none"], "wrong", "has to begin with 'v=DMARC1;'"),
+    Case("_dmarc TXT", ["v=DMARC1\\; p=none"], "wrong", "has to begin with 'v=DMARC1;'"),
+    Case("_dmarc TXT", [" v=DMARC1; p=none"], "wrong", "has to begin"),
+    Case("_dmarc TXT", ["v=dmarc1; p=none"], "wrong", "has to begin"),
+    Case("_dmarc TXT", ["p=none; v=DMARC1"], "wrong", "has to begin"),
+    Case("_dmarc TXT", ["of another program"], "missing"),
     Case("_dmarc TXT", ["v=DMARC1; p=none", "v=DMARC1; p=reject"], "wrong", "several"),
     dkim(state="missing"),
     dkim("v=DKIM1; k=ed25519; n=" + "x" * 300 + f"; p={PUBLIC}", state="right"),
@@ -177,6 +187,8 @@ CASES: Final = [
     Case("_submission._tcp SRV", ["0 1 25 mx"], "wrong"),
     Case("_imaps._tcp SRV", ["0 0 0 ."], "wrong"),
     Case("_mta-sts TXT", [], "missing"),
+    Case("_mta-sts TXT", ["V=STSv1; id=1"], "wrong", "has to begin with 'v=STSv1;'"),
+    Case("_mta-sts TXT", ["v=spf1 -all"], "missing"),
     Case("_mta-sts TXT", ["v=STSv1; id=9"], "right", "another id; publish 'v=STSv1; id=2'"),
     Case("_mta-sts TXT", ["v=STSv1; id=a-b"], "wrong"),
     Case("_mta-sts TXT", ["v=STSv1; id=1", "v=STSv1; id=2"], "wrong", "several"),
@@ -373,6 +385,14 @@ def test_smarthost_is_not_looked_for_in_spf() -> None:
     address = [ip_address("192.0.2.25")]
     assert DnsChecker(names, address).check(record).state == "wrong"
     assert DnsChecker(names, address, smarthost=True).check(record).state == "right"
+
+
+def test_long_answers_are_shortened() -> None:
+    text = "v=spf1 " + "x" * 50_000
+    names = Names({"mx.test TXT": [quoted(text)]})
+    outcome = checked(DnsRecord("mx.test", "TXT", "v=spf1 mx -all"), names)
+    assert outcome.state == "wrong"
+    assert [len(each) for each in outcome.found] == [2001]
 
 
 def test_silent_dns_says_nothing() -> None:

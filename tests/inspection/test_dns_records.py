@@ -301,6 +301,7 @@ def test_local_domains_are_left_out(tmp_path: Path) -> None:
     ("text", "addresses"),
     [
         ('[dns]\naddresses = ["192.0.2.7", "2001:db8::7"]\n', ["192.0.2.7", "2001:db8::7"]),
+        ('[dns]\naddresses = ["::ffff:192.0.2.7", "192.0.2.7"]\n', ["192.0.2.7"]),
         ('[[listeners]]\nname = "x"\naddress = "198.41.0.4:25"\n', ["198.41.0.4"]),
     ],
 )
@@ -310,9 +311,10 @@ def test_addresses_are_those_of_the_configuration(
     assert own_addresses(configured(tmp_path, text)) == tuple(map(ip_address, addresses))
 
 
-def test_address_that_is_none_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["mx.example.org", "", "fe80::1%eth0", "::", "224.0.0.1"])
+def test_address_that_no_host_has_in_the_dns_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"addresses\[0\].*: expected an address such as"):
-        configured(tmp_path, '[dns]\naddresses = ["mx.example.org"]\n')
+        configured(tmp_path, f'[dns]\naddresses = ["{text}"]\n')
 
 
 def test_zone_is_read_by_another_program(tmp_path: Path) -> None:
