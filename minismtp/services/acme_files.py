@@ -8,28 +8,23 @@ order beside the key of another.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import fcntl
 import os
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
 from minismtp.config import AcmeConfig, Config
 from minismtp.config.mistakes import ConfigError
 from minismtp.services.certificate_file import Certificate, certificates_of
+from minismtp.services.self_signed import RSA_SIZE, as_pem, new_key, self_signed
 from minismtp.values.durable_files import atomic_write, make_directory, sync_directory
 from minismtp.values.installation import how_to_install
 
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
-
-_SELF_SIGNED_DAYS: Final = 365
-_RSA_SIZE: Final = 2048
 _RESERVE: Final = 64 * 1024  # octets that must fit on the disk before an order; a chain has 8 KiB
 _KEY_ENDS: Final = b"-----END PRIVATE KEY-----"
 _LONGEST_STATE: Final = 64 * 1024  # octets
@@ -142,9 +137,9 @@ class AcmeFiles:
         try:
             return self.account_key.read_bytes()
         except FileNotFoundError:
-            pem = _pem(_new_key("ecdsa"))
-            atomic_write(self.account_key, pem)
-            return pem
+            made = as_pem(new_key("ecdsa"))
+            atomic_write(self.account_key, made)
+            return made
 
     def prepare_key(self, kind: str, *, new: bool = False) -> bytes:
         """Return the key for the next certificate.
@@ -153,7 +148,7 @@ class AcmeFiles:
         8.1), unless that is of another kind or a `new` one is wanted. It is on disk with room for
         the chain, so a full disk is noticed before the order.
         """
-        pem = (None if new else self._present_key(kind)) or _pem(_new_key(kind))
+        pem = (None if new else self._present_key(kind)) or as_pem(new_key(kind))
         atomic_write(self._next_key, pem + b"\n" * _RESERVE)
         return pem
 
@@ -223,57 +218,9 @@ def require_library(file: str = "") -> None:
         raise ConfigError(problem, file=file, key="tls.acme")
 
 
-def self_signed(
-    names: Sequence[str], kind: str = "ecdsa", proof: tuple[str, bytes] | None = None
-) -> tuple[bytes, bytes]:
-    """Return a key and a certificate for names that it signs itself, both PEM.
-
-    `proof` is the number and the value of one more extension, which is critical.
-    """
-    from cryptography import x509  # noqa: PLC0415 - takes long, and is an extra
-    from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415
-
-    key = _new_key(kind)
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "minismtp, self-signed")])
-    now = dt.datetime.now(dt.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(days=1))  # for clocks that are behind
-        .not_valid_after(now + dt.timedelta(days=_SELF_SIGNED_DAYS))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), False)
-    )
-    if proof is not None:
-        number, value = x509.ObjectIdentifier(proof[0]), proof[1]
-        builder = builder.add_extension(x509.UnrecognizedExtension(number, value), True)
-    made = builder.sign(key, hashes.SHA256())
-    return _pem(key), made.public_bytes(serialization.Encoding.PEM)
-
-
 def _is_of(kind: str, key: object) -> bool:
     from cryptography.hazmat.primitives.asymmetric import ec, rsa  # noqa: PLC0415
 
     if kind == "rsa":
-        return isinstance(key, rsa.RSAPrivateKey) and key.key_size >= _RSA_SIZE
+        return isinstance(key, rsa.RSAPrivateKey) and key.key_size >= RSA_SIZE
     return isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1)
-
-
-def _new_key(kind: str) -> CertificateIssuerPrivateKeyTypes:
-    from cryptography.hazmat.primitives.asymmetric import ec, rsa  # noqa: PLC0415
-
-    if kind == "rsa":
-        return rsa.generate_private_key(65537, _RSA_SIZE)
-    return ec.generate_private_key(ec.SECP256R1())
-
-
-def _pem(key: CertificateIssuerPrivateKeyTypes) -> bytes:
-    from cryptography.hazmat.primitives import serialization  # noqa: PLC0415
-
-    return key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )

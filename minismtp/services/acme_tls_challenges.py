@@ -20,7 +20,7 @@ import ssl
 from pathlib import Path
 from typing import Final
 
-from minismtp.services.acme_files import self_signed
+from minismtp.services.self_signed import self_signed
 from minismtp.values.durable_files import atomic_write, make_directory
 
 PROTOCOL: Final = "acme-tls/1"

@@ -29,6 +29,7 @@ from minismtp.cli.setup.answers import (
 from minismtp.cli.setup.dovecot import Dovecot
 from minismtp.cli.setup.plan import Made, Plan, first_plan
 from minismtp.config import Config
+from minismtp.services.self_signed import self_signed
 
 EXAMPLE: Final = (Path(__file__).parents[2] / "etc" / "minismtp.toml").read_text()
 LABELS: Final = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?", fullmatch=True).filter(
@@ -45,7 +46,7 @@ ONE_KEY: Final = {kind: material._signing_key(kind) for kind in (Made.RSA_KEY, M
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with a certificate in it."""
     place = tmp_path_factory.mktemp("plans")
-    (place / "own.pem").write_bytes(b"".join(material._self_signed("mx.example.org")))  # noqa: SLF001
+    (place / "own.pem").write_bytes(b"".join(self_signed(["mx.example.org"])))
     (place / "own.pem").chmod(0o600)
     return place
 

@@ -39,7 +39,6 @@ from minismtp.services.acme_files import (
     State,
     ensure_certificate,
     requested,
-    self_signed,
 )
 from minismtp.services.acme_schedule import (
     AcmeError,
@@ -51,6 +50,7 @@ from minismtp.services.acme_schedule import (
 )
 from minismtp.services.acme_tls_challenges import TlsChallenges
 from minismtp.services.certificate_file import certificates_of, common_name
+from minismtp.services.self_signed import self_signed
 from minismtp.services.tls import server_context
 
 DAY: Final = 86_400.0
