@@ -175,6 +175,16 @@ def test_null_client_sends_through_its_smarthost(importing: Import) -> None:
     assert "pa:ss" not in said
 
 
+def test_password_of_the_smarthost_is_sent_inside_tls_only(importing: Import) -> None:
+    importing.write(
+        "relayhost = [smtp.example.net]:587\nsmtp_sasl_auth_enable = yes\n"
+        "smtp_sasl_password_maps = static:me:secret\nsmtp_tls_security_level = may"
+    )
+    said = importing()
+    assert importing.table["outbound"]["tls"] == "required"
+    assert "minismtp sends a password inside TLS only" in said
+
+
 def test_postscreen_becomes_dnsbl_and_early_talker(importing: Import) -> None:
     importing.host("postscreen")
     importing()

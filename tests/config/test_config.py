@@ -301,6 +301,22 @@ def test_parts_of_an_address_are_found_where_they_were(name: str, expected: obje
         assert getattr(listener, name) == expected
 
 
+@pytest.mark.parametrize(
+    ("peer", "networks", "expected"),
+    [
+        ("192.0.2.7", ["192.0.2.0/24"], True),
+        ("192.0.3.7", ["192.0.2.0/24"], False),
+        ("unix", ["192.0.2.0/24"], True),
+        ("unix", [], False),
+    ],
+)
+def test_load_balancer_is_in_a_network_or_on_a_unix_socket(
+    peer: str, networks: list[str], expected: bool
+) -> None:
+    [listener] = parse(f"{LISTENER}proxy_protocol = {networks}\n").listeners
+    assert listener.is_behind(peer) == expected
+
+
 def test_listener_has_no_other_attributes() -> None:
     (listener,) = parse(LISTENER).listeners
     with pytest.raises(AttributeError, match="no attribute 'prot'"):
