@@ -185,7 +185,8 @@ def test_exposure_of_the_service_is_small(
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(machine: Machine) -> None:
-    for unit in ("minismtp.service", *SOCKETS, *WEB_SOCKETS):
+    others = ("minismtp-dovecot.path", "minismtp-dovecot.service")
+    for unit in ("minismtp.service", *SOCKETS, *WEB_SOCKETS, *others):
         assert machine.run("systemd-analyze", "verify", "--recursive-errors=yes", unit) == ""
 
 
@@ -369,8 +370,25 @@ def test_port_in_use_is_named_in_the_journal_and_tried_again(machine: Machine) -
     where = f"listeners[1] submission, line {line}: address: cannot listen on 0.0.0.0:587"
     assert re.search(re.escape(where) + r": Address already in use by .*; stop it, or", said)
     assert machine.show("ExecMainStatus") == "1"
+    names = ("StartLimitBurst", "StartLimitIntervalUSec", "RestartUSec")
+    burst, interval, pause = (int(machine.show(name).rstrip("s")) for name in names)
+    assert (burst - 1) * pause > interval  # so that systemd never gives up
     machine.run("systemctl", "stop", "taker")
     machine.wait_until(lambda: machine.show("ActiveState") == "active")
+
+
+def test_server_does_not_start_without_the_disk_of_the_mail(machine: Machine) -> None:
+    """Mail stored below the mount point would be hidden when the disk comes."""
+    machine.run("systemctl", "stop", "minismtp")
+    mount = "/etc/systemd/system/var-lib-minismtp-mail.mount"
+    machine.write(mount, "[Mount]\nWhat=/nowhere\nWhere=/var/lib/minismtp/mail\nType=ext4\n")
+    machine.run("systemctl", "daemon-reload")
+    said = machine.run("systemctl", "start", "minismtp", check=False)
+    assert "A dependency job for minismtp.service failed" in said
+    assert machine.show("ActiveState") == "inactive"
+    machine.run("rm", mount)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "minismtp")
 
 
 @pytest.mark.usefixtures("held_sockets")
