@@ -16,7 +16,7 @@ from typing import Final
 
 from minismtp.config import Config
 from minismtp.config.mistakes import ConfigError
-from minismtp.inspection.exposure import Trust, exposures
+from minismtp.inspection.exposure import Trust, exposures, user_name
 from minismtp.server.privileges import acting_as
 from minismtp.storage.state_format import mark_format
 
@@ -28,12 +28,20 @@ def lock_state_directory(config: Config) -> int:
 
     Children do not inherit a record lock, so workers that outlive a killed supervisor for a moment
     do not keep the next one from starting. Raise ConfigError if another server uses the directory,
-    or if a later release wrote it, or OSError.
+    if the user cannot write to it, or if a later release wrote it, or OSError.
     """
     own(config, config.state_directory)
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     with acting_as(*_owner(config)):
-        descriptor = os.open(config.state_directory / "server.lock", flags, 0o600)
+        try:
+            descriptor = os.open(config.state_directory / "server.lock", flags, 0o600)
+        except PermissionError:  # as a volume of a container that belongs to root
+            user = user_name(os.geteuid())
+            raise ConfigError(
+                f"{config.state_directory} cannot be written by {user}: chown it to that user",
+                file=config.file,
+                key="state_directory",
+            ) from None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # POSIX allows EAGAIN and EACCES

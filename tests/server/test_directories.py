@@ -14,7 +14,12 @@ import pytest
 
 from minismtp.config import Config
 from minismtp.config.mistakes import ConfigError
-from minismtp.server.directories import make_control_directory, own, runtime_directory
+from minismtp.server.directories import (
+    lock_state_directory,
+    make_control_directory,
+    own,
+    runtime_directory,
+)
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 NOBODY = pwd.getpwnam("nobody")
@@ -62,6 +67,16 @@ def test_directory_that_is_there_keeps_its_mode(place: Path) -> None:
     (place / "state").mkdir(mode=0o750)
     own(config(place / "state", ""), place / "state")
     assert mode(place / "state") == 0o750
+
+
+@as_root
+def test_state_directory_that_the_user_cannot_write_to_is_named(place: Path) -> None:
+    """As a volume of a container, in which the server is not root."""
+    (place / "state").mkdir(mode=0o500)
+    os.chown(place / "state", NOBODY.pw_uid, NOBODY.pw_gid)
+    expected = r"state_directory: .*/state cannot be written by nobody: chown it to that user"
+    with pytest.raises(ConfigError, match=expected):
+        lock_state_directory(config(place / "state"))
 
 
 @as_root
