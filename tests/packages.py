@@ -11,6 +11,7 @@ from typing import Final
 from source import ROOT
 
 CACHE: Final = ROOT / ".ci" / "packages"
+UFW: Final = "etc/ufw/applications.d/minismtp"  #: the only conffile
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def built() -> Packages:
 
 
 def newer(deb: Path, target: Path) -> Path:
-    """Build the Debian package again as version 1.0.1, whose server says so."""
+    """Build the Debian package again as version 1.0.1, whose server and conffile say so."""
     tree = target / "tree"
     subprocess.run(["dpkg-deb", "--raw-extract", deb, tree], check=True)
     site = tree / "usr/lib/minismtp/lib/python3/site-packages"
@@ -39,6 +40,8 @@ def newer(deb: Path, target: Path) -> Path:
         text = file.read_text()
         assert "1.0.0" in text
         file.write_text(text.replace("1.0.0", "1.0.1"))
+    profiles = tree / UFW
+    profiles.write_text(profiles.read_text().replace("title=", "title=1.0.1: "))
     made = target / "newer.deb"
     command = ("dpkg-deb", "--root-owner-group", "-Znone", "--build")
     subprocess.run([*command, tree, made], check=True, stdout=subprocess.DEVNULL)

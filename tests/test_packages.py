@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import packages
 import pytest
 from machine import HERE, PYTHON, Machine, booted, constraints, debian13
-from packages import Packages
+from packages import UFW, Packages
 from source import ROOT
 
 import minismtp
@@ -43,7 +43,12 @@ domains = ["example.org"]
 use = "maildir"
 path = "/var/lib/minismtp/mail/{local}"
 """
-MAIL: Final = "/var/lib/minismtp/mail"
+STATE: Final = "/var/lib/minismtp"
+MAIL: Final = f"{STATE}/mail"
+#: Stands for what builds a release, and says which time the files would have.
+BUILD: Final = """#!/bin/sh
+test -e "$1/minismtp/__init__.py" && ! test -e "$1/.git" && echo "time: $SOURCE_DATE_EPOCH"
+"""
 
 
 def refuse(problem: str) -> None:
@@ -119,7 +124,7 @@ def repository(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / ".ci/release").chmod(0o755)
     build = tmp_path / ".ci/build-packages"
-    build.write_text('#!/bin/sh\ntest -e "$1/minismtp/__init__.py" && ! test -e "$1/.git"\n')
+    build.write_text(BUILD)
     build.chmod(0o755)
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     commit(tmp_path)
@@ -132,8 +137,16 @@ def commit(repository: Path) -> None:
     subprocess.run([*git, "commit", "--quiet", "-m", "x"], check=True)
 
 
-def release(repository: Path) -> tuple[int, str]:
-    done = subprocess.run([repository / ".ci/release"], capture_output=True, text=True, check=False)
+def release(repository: Path, **settings: str) -> tuple[int, str]:
+    names = {"SOURCE_DATE_EPOCH", "DEBEMAIL"}
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [repository / ".ci/release"],
+        env=environment | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -151,6 +164,13 @@ def test_release_is_built_from_the_commit(repository: Path) -> None:
     version = minismtp.__version__
     assert status == 0, said
     assert f"Version {version} is in dist/. What is left to do: git tag v{version} " in said
+    committed = ("git", "-C", repository, "log", "-1", "--format=%ct")
+    assert f"time: {subprocess.check_output(committed, text=True)}" in said
+    assert "set DEBFULLNAME and DEBEMAIL" in said
+    status, said = release(repository, SOURCE_DATE_EPOCH="1700000000", DEBEMAIL="me@example.org")
+    assert status == 0, said
+    assert "time: 1700000000\n" in said
+    assert "DEBEMAIL" not in said
 
 
 @pytest.mark.parametrize("heading", ["", "## [0.9.9] - 2026-12-01", "## [1.0.0] - unreleased"])
@@ -249,7 +269,8 @@ def test_package_from_its_installation_to_its_end(machine: Machine) -> None:
     assert compiled  # by py3compile: the service could not write there
 
     before = machine.show("MainPID")
-    said = apt(machine, "install", "/wheels/newer.deb")
+    machine.shell(f"echo '# by hand' >>/{UFW}")
+    said = apt(machine, "-o", "Dpkg::Options::=--force-confold", "install", "/wheels/newer.deb")
     assert machine.show("ActiveState") == "active"
     assert machine.show("MainPID") != before, said
     assert "info starting version=1.0.1 " in "\n".join(machine.journal())
@@ -259,28 +280,12 @@ def test_package_from_its_installation_to_its_end(machine: Machine) -> None:
 
     keep_the_old_version_if_the_new_one_cannot_start(machine)
 
-    apt(machine, "remove", "minismtp")
-    assert machine.show("ActiveState") == "inactive"
-    assert machine.run("test", "-e", "/usr/lib/minismtp", check=False) == ""
-    assert machine.stored("first") == [first]
-    assert machine.run("cat", "/etc/minismtp/minismtp.toml") != ""
+    profiles = machine.run("cat", f"/{UFW}").splitlines()
+    assert profiles[-1] == "# by hand"
+    assert "1.0.1" not in "".join(profiles)
+    say_that_an_enabled_server_does_not_run(machine)
 
-    machine.shell(
-        "mkdir -p /etc/minismtp/plugins /var/lib/minismtp/elsewhere/bob/cur;"
-        "touch /etc/minismtp/plugins/own.py /var/lib/minismtp/elsewhere/bob/cur/mail"
-    )
-    said = apt(machine, "purge", "minismtp")
-    assert "kept: the mail in /var/lib/minismtp" in said
-    left = machine.shell("find /etc/minismtp /var/lib/minismtp -type f | sort").splitlines()
-    assert [re.sub(r"/new/.*", "", name) for name in left] == [
-        "/etc/minismtp/plugins/own.py",
-        "/var/lib/minismtp/elsewhere/bob/cur/mail",
-        f"{MAIL}/first",
-        f"{MAIL}/second",
-    ]
-    links = "find /etc/systemd/system -name 'minismtp*'; dpkg -L minismtp 2>&1 || true"
-    assert "is not installed" in machine.shell(links)
-    assert machine.shell("find /usr/lib/minismtp 2>/dev/null || true") == ""
+    keep_what_was_not_in_the_package(machine, first)
 
 
 def keep_the_old_version_if_the_new_one_cannot_start(machine: Machine) -> None:
@@ -294,3 +299,46 @@ def keep_the_old_version_if_the_new_one_cannot_start(machine: Machine) -> None:
     machine.wait_until(lambda: machine.stored("third"))
     machine.run("rm", "-r", f"{MAIL}/third")
     machine.write("/etc/minismtp/minismtp.toml", CONFIGURATION)
+
+
+def say_that_an_enabled_server_does_not_run(machine: Machine) -> None:
+    """As after it was removed and installed again. A failing systemd-tmpfiles changes nothing."""
+    machine.run("systemctl", "stop", "minismtp")
+    machine.shell("mkdir /tmp/failing; ln -s /bin/false /tmp/failing/systemd-tmpfiles")
+    script = "PATH=/tmp/failing:$PATH /var/lib/dpkg/info/minismtp.postinst configure 1.0.0"
+    said = machine.shell(script)
+    assert said == "minismtp: the server is enabled, and does not run: systemctl start minismtp"
+
+
+def keep_what_was_not_in_the_package(machine: Machine, first: str) -> None:
+    """On Debian 12 the state is a link to a directory, and has a disk of its own in it."""
+    waiting = f"{STATE}/spool/queue/a {STATE}/spool/damaged/b {STATE}/quarantine/cur/c"
+    machine.shell(f"mkdir -p {STATE}/quarantine/cur; touch {waiting}")
+    if "12" in machine.shell(". /etc/os-release; echo $VERSION_ID"):
+        machine.shell(f"mv {STATE} /srv/state; ln -s /srv/state {STATE}")
+        machine.shell(f"mkdir -p {STATE}/mta-sts; mount -t tmpfs tmpfs {STATE}/mta-sts")
+    said = apt(machine, "remove", "minismtp")
+    assert "kept: messages in the queue: 2, in quarantine: 1" in said
+    assert machine.show("ActiveState") == "inactive"
+    assert machine.run("test", "-e", "/usr/lib/minismtp", check=False) == ""
+    assert machine.stored("first") == [first]
+    assert machine.run("cat", "/etc/minismtp/minismtp.toml") != ""
+
+    machine.shell(
+        "mkdir -p /etc/minismtp/plugins /var/lib/minismtp/elsewhere/bob/cur;"
+        "touch /etc/minismtp/plugins/own.py /var/lib/minismtp/elsewhere/bob/cur/mail"
+    )
+    said = apt(machine, "purge", "minismtp")
+    assert "deleted: messages in the queue: 2, in quarantine: 1" in said
+    assert "kept: the mail in /var/lib/minismtp" in said
+    left = machine.shell("find /etc/minismtp/ /var/lib/minismtp/ -type f | sort").splitlines()
+    assert [re.sub(r"/new/.*", "", name) for name in left] == [
+        "/etc/minismtp/plugins/own.py",
+        "/var/lib/minismtp/elsewhere/bob/cur/mail",
+        f"{MAIL}/first",
+        f"{MAIL}/second",
+    ]
+    links = "find /etc/systemd/system -name 'minismtp*'; dpkg -L minismtp 2>&1 || true"
+    assert "is not installed" in machine.shell(links)
+    assert machine.run("ls", "/etc/ufw/applications.d/minismtp", check=False).startswith("ls: ")
+    assert machine.shell("find /usr/lib/minismtp 2>/dev/null || true") == ""
