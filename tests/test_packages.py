@@ -308,6 +308,10 @@ def say_that_an_enabled_server_does_not_run(machine: Machine) -> None:
     script = "PATH=/tmp/failing:$PATH /var/lib/dpkg/info/minismtp.postinst configure 1.0.0"
     said = machine.shell(script)
     assert said == "minismtp: the server is enabled, and does not run: systemctl start minismtp"
+    unit = "/usr/local/lib/systemd/system/minismtp.service"
+    machine.write(unit, "[Service]\nExecStart=/opt/minismtp/bin/minismtp\n")
+    assert "whose unit comes first: make uninstall" in machine.shell(script)
+    machine.run("rm", unit)
 
 
 def keep_what_was_not_in_the_package(machine: Machine, first: str) -> None:
