@@ -171,12 +171,12 @@ class Connection:
 
     def _answer(self, data: bytes) -> None:
         """Send replies. Those to errors are held back, unless the process is about to end."""
-        delay = self._receiver.take_delay()
-        if delay:
+        receiver = self._receiver
+        if receiver.delay:
             with self._activity.during("holds its reply back after errors"):
-                self._context.draining.wait(delay)
-        if self._receiver.messages != self._messages:
-            self._messages = self._receiver.messages
+                self._context.draining.wait(receiver.take_delay())
+        if receiver.messages != self._messages:
+            self._messages = receiver.messages
             self._check_socket()
         self._send(data)
 

@@ -16,7 +16,7 @@ from minismtp.session.conversation import Conversation, Decision
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.session_log import SessionLog
 from minismtp.smtp.commands import Bdat
-from minismtp.smtp.protocol import CHUNKS, CLOSED, DATA, TLS, Protocol, SessionState
+from minismtp.smtp.protocol import CHUNKS, CLOSED, DATA, TLS, Event, Protocol, SessionState
 from minismtp.values.reply import Reply
 from minismtp.values.threads import report
 
@@ -35,13 +35,21 @@ class Receiver:
     """Drives one session.
 
     `deadline` is when the peer must have finished what it is doing now. `reason` says in one word
-    how the session ended, or would end if the connection were lost.
+    how the session ended, or would end if the connection were lost. `messages` is how many messages
+    were accepted.
+
+    What is to be done next: `pending` says that `proceed` has input left to work on, `wants_tls`
+    that a TLS handshake is to follow, which `secured` answers, and `closing` that the connection is
+    to be closed once the replies have left. If `delay` is not 0, `take_delay` says how long these
+    wait.
     """
 
     def __init__(self, context: ListenerContext, session: Session, activity: Activity) -> None:
         limits = context.limits
         self.session = session
         self.reason = "lost"
+        self.messages = 0
+        self.pending = self.wants_tls = self.closing = False
         self._context = context
         self._metrics = context.metrics
         self._activity = activity
@@ -53,9 +61,8 @@ class Receiver:
         self._log = SessionLog(context, session, activity)
         self._conversation = Conversation(self._log)
         self._tracing = context.tracing
-        self._starved = True  # no event before more input
         self._output: list[bytes] = []
-        self._delay = 0.0
+        self.delay = 0.0
         self._commands = 0
         self._begun = context.clock()
         self._command_timeout = limits.command_timeout.total_seconds()
@@ -70,29 +77,9 @@ class Receiver:
         self.deadline = min(self._begun + self._command_timeout, self._end)
 
     @property
-    def closing(self) -> bool:
-        """Whether the connection is to be closed once the replies have left."""
-        return self._protocol.state is CLOSED
-
-    @property
-    def wants_tls(self) -> bool:
-        """Whether a TLS handshake is to follow, answered by `secured`."""
-        return self._protocol.state is TLS
-
-    @property
-    def pending(self) -> bool:
-        """Whether `proceed` has input left to work on."""
-        return not self._starved and self._protocol.state not in (CLOSED, TLS)
-
-    @property
     def at_boundary(self) -> bool:
         """Whether the peer is between two commands, with neither of them begun."""
         return not self._protocol.in_content and not self._protocol.buffered
-
-    @property
-    def messages(self) -> int:
-        """How many messages were accepted."""
-        return self._conversation.messages
 
     @property
     def outcomes(self) -> dict[str, str]:
@@ -106,7 +93,7 @@ class Receiver:
 
     def take_delay(self) -> float:
         """Return the seconds to hold back what is sent next, because of errors; 0 the next time."""
-        delay, self._delay = self._delay, 0.0
+        delay, self.delay = self.delay, 0.0
         return min(delay, max(0.0, self.deadline - self._context.clock())) if delay else 0.0
 
     def greet(self, *, early: bool = False) -> bytes:
@@ -124,6 +111,7 @@ class Receiver:
         if metrics.buffer.idle:
             metrics.buffer.announce()
         sent = self._send(decision)
+        self.closing = self._protocol.state is CLOSED
         self._set_deadline()
         return sent
 
@@ -139,10 +127,10 @@ class Receiver:
     def proceed(self) -> bytes:
         """Work on the input until more is needed or enough replies wait to be sent."""
         protocol, output, tracing, size = self._protocol, self._output, self._tracing, 0
+        event: Event | None = None
         began = False  # whether the input ends in a content that began in it
         while size < _FLUSH:
             event = protocol.next_event()
-            self._starved = event is None
             if event is None:
                 break
             if tracing.outlets:
@@ -164,6 +152,10 @@ class Receiver:
         if buffer.idle:
             buffer.announce()
         self._output = []
+        self.messages = self._conversation.messages
+        state = protocol.state
+        self.closing, self.wants_tls = state is CLOSED, state is TLS
+        self.pending = not (event is None or self.closing or self.wants_tls)
         return b"".join(output)
 
     def take(self) -> bytes:
@@ -177,6 +169,7 @@ class Receiver:
         self._conversation.secured(tls)
         self._tracing.happened(self.session, f"{tls.version} {tls.cipher}")
         if self.wants_tls:
+            self.wants_tls = False
             self._protocol.restart()
             self.deadline = min(self._context.clock() + self._command_timeout, self._end)
 
@@ -184,6 +177,7 @@ class Receiver:
         """End the session from outside. Return the 421 that says why, if a client can read it."""
         self.reason = reason
         self._protocol.close()
+        self.pending, self.wants_tls, self.closing = False, False, True
         text, enhanced = _INTERRUPTIONS[reason]
         reply = Reply(421, f"{self._context.hostname} {text}", enhanced)
         if reason == "limited":
@@ -227,6 +221,7 @@ class Receiver:
         except Exception as error:  # noqa: BLE001 - the rest is told all the same
             report(error)
         self._protocol.close()
+        self.pending, self.wants_tls, self.closing = False, False, True
         self.reason = reason or self.reason
         context, session = self._context, self.session
         if self._opened and context.hooks.disconnects:
@@ -271,7 +266,7 @@ class Receiver:
             self.reason = decision.reason
         elif protocol.state is CLOSED and self.reason == "lost":
             self.reason = "refused"
-        self._delay = decision.delay
+        self.delay = decision.delay
         try:
             if self._tracing.outlets:
                 for reply in answers:
