@@ -7,18 +7,21 @@ no refusal is without a line. `minismtp explain` finds the lines by the session 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Final
 
+from msgspec import Struct
+
 from minismtp.mail.envelope import Envelope, Recipient
 from minismtp.mail.events import MessageDecided, RecipientDecided, RecipientJudged
+from minismtp.mail.queue_entry import QueuedRecipient
 from minismtp.mail.recipient_verdict import RecipientVerdict
 from minismtp.mail.session import Session
 from minismtp.runtime.decision_log import Record
 from minismtp.runtime.dialogue_trace import abbreviated
 from minismtp.runtime.log import bound
-from minismtp.runtime.thread_activity import Activity, summary
+from minismtp.runtime.thread_activity import Activity, Step, summary
 from minismtp.session.listener_context import ListenerContext
 from minismtp.session.recipient_verdicts import Outcome
 from minismtp.session.refusal_reasons import reason_of
@@ -142,6 +145,66 @@ class SessionLog:
         return {name: value for name, value in found.items() if value}
 
 
+class _Account(Struct, gc=False):  # no part of it refers back to it
+    """The values from which the threads that write the logs make a message's line and its record.
+
+    It keeps no envelope and no message in memory. `time` is the end in epoch seconds, `begun` the
+    beginning by the session's clock, and `seconds` the time between them, of which the content took
+    `receiving`.
+    """
+
+    id: str
+    peer: str
+    login: str | None
+    sender: Address | None
+    to: list[Address]
+    stored: list[Address]
+    queued: list[QueuedRecipient]
+    judged: dict[str, list[Address]]
+    steps: list[Step]
+    size: int
+    time: float
+    begun: float
+    seconds: float
+    receiving: float
+    event: str
+    reply: Reply | None
+    refusal: dict[str, str | int] | None
+    made: dict[str, str | int] | None = None
+
+    def fields(self) -> dict[str, str | int]:
+        """Return the fields of the message, which both logs have."""
+        if self.made is None:
+            self.made = self._fields()
+        return self.made
+
+    def line(self) -> dict[str, str | int]:
+        """Return the fields of the line of the log."""
+        return self.fields() | {"receive": f"{self.receiving:.4f}", "hooks": summary(self.steps)}
+
+    def record(self) -> Record:
+        """Return the record for `minismtp explain`."""
+        return Record(self.event, self.id, self.time, self.begun, self.fields(), self.steps)
+
+    def _fields(self) -> dict[str, str | int]:
+        made: dict[str, str | int] = {"id": self.id, "peer": self.peer}
+        if self.login is not None:
+            made["login"] = self.login
+        made["sender"], made["to"] = f"<{self.sender or ''}>", ",".join(map(str, self.to))
+        made["size"], made["seconds"] = self.size, f"{self.seconds:.4f}"
+        if self.reply:
+            made["reply"] = str(self.reply)
+        if self.stored:
+            made["stored"] = ",".join(map(str, self.stored))
+        if self.queued:
+            made["queued"] = ",".join([each.address for each in self.queued])
+        for name, addresses in self.judged.items():
+            made[name] = ",".join(map(str, addresses))
+        if self.refusal:
+            made.update(self.refusal)
+        return made
+
+
 class TransactionLog:
     """The account of one transaction, from MAIL until `aborted` or `finished`.
 
@@ -155,6 +218,7 @@ class TransactionLog:
         self.verdicts: Sequence[Outcome] = ()
         self._log = log
         self._context = log.context
+        self._decision_log = log.context.decision_log
         self._session = log.session
         self._activity = activity = log.activity
         self._envelope = envelope
@@ -176,7 +240,9 @@ class TransactionLog:
     def aborted(self) -> None:
         """Keep the steps of a transaction without a message."""
         if self._context.may_log_refusal(self._envelope.peer):
-            self._keep("no message", self.fields(0), accepted=False)
+            account = self._account("no message", 0)
+            if self._decision_log is not None:
+                self._decision_log.later(account.record, accepted=False)
         self._end()
 
     def finished(
@@ -212,47 +278,44 @@ class TransactionLog:
             report(error)
         self._end()
 
-    def fields(
-        self, size: int, reply: Reply | None = None, refusal: dict[str, str | int] | None = None
-    ) -> Callable[[], dict[str, str | int]]:
-        """Return what makes the fields of the message, from the values that they have now.
+    def fields(self, size: int) -> dict[str, str | int]:
+        """Return the fields of a message of `size` octets that has no reply yet."""
+        return self._account("", size).fields()
 
-        The threads that write the logs call it, so it keeps no envelope and no message in memory.
-        """
-        envelope, login, storage = self._envelope, self._session.login, self.storage
-        identifier, peer, sender = envelope.id, envelope.peer, envelope.reverse_path
-        to = [recipient.address for recipient in envelope.recipients]
-        seconds = self._context.clock() - self._begun
-        stored, queued = (storage.stored, storage.queued) if storage is not None else ([], [])
+    def _account(
+        self,
+        event: str,
+        size: int,
+        receiving: float = 0.0,
+        reply: Reply | None = None,
+        refusal: dict[str, str | int] | None = None,
+    ) -> _Account:
+        context, envelope, storage, begun = self._context, self._envelope, self.storage, self._begun
         judged: dict[str, list[Address]] = {}
         for outcome in self.verdicts:
             judged.setdefault(outcome.name, []).append(outcome.recipient.address)
-        made: dict[str, str | int] = {}
-
-        def make() -> dict[str, str | int]:
-            if made:
-                return made
-            made["id"], made["peer"] = identifier, peer
-            if login is not None:
-                made["login"] = login
-            made["sender"], made["to"] = f"<{sender or ''}>", ",".join(map(str, to))
-            made["size"], made["seconds"] = size, f"{seconds:.4f}"
-            if reply:
-                made["reply"] = str(reply)
-            if stored:
-                made["stored"] = ",".join(map(str, stored))
-            if queued:
-                made["queued"] = ",".join([each.address for each in queued])
-            for name, addresses in judged.items():
-                made[name] = ",".join(map(str, addresses))
-            if refusal:
-                made.update(refusal)
-            return made
-
-        return make
+        return _Account(
+            id=envelope.id,
+            peer=envelope.peer,
+            login=self._session.login,
+            sender=envelope.reverse_path,
+            to=[recipient.address for recipient in envelope.recipients],
+            stored=[] if storage is None else storage.stored,
+            queued=[] if storage is None else storage.queued,
+            judged=judged,
+            steps=self._activity.steps,
+            size=size,
+            time=context.wall(),
+            begun=begun,
+            seconds=context.clock() - begun,
+            receiving=receiving,
+            event=event,
+            reply=reply,
+            refusal=refusal,
+        )
 
     def _log_message(self, outcome: str, size: int, receiving: float, reply: Reply) -> None:
-        context, metrics, steps = self._context, self._context.metrics, self._activity.steps
+        context, metrics = self._context, self._context.metrics
         sized = ((metrics.message_size, float(size)),) if size else ()
         metrics.add(metrics.messages[outcome] + sized)
         refusal = None
@@ -261,13 +324,10 @@ class TransactionLog:
             if not context.may_log_refusal(self._envelope.peer):
                 return
             refusal = self._log.facts(reply)
-        fields = self.fields(size, reply, refusal)
-
-        def line() -> dict[str, str | int]:
-            return fields() | {"receive": f"{receiving:.4f}", "hooks": summary(steps)}
-
-        context.log.later(outcome, line, _LINE + _NAME * len(self._envelope.recipients))
-        self._keep(outcome, fields, accepted=refusal is None)
+        account = self._account(outcome, size, receiving, reply, refusal)
+        context.log.later(outcome, account.line, _LINE + _NAME * len(account.to))
+        if self._decision_log is not None:
+            self._decision_log.later(account.record, accepted=refusal is None)
 
     def _log_recipients(
         self, recipients: Sequence[Recipient], answers: Sequence[Reply], logged: Reply
@@ -307,16 +367,6 @@ class TransactionLog:
                     RecipientJudged(session, envelope.id, recipient, each.name, reply)
                 )
         self._log.logged = answer.category != 2  # noqa: PLR2004
-
-    def _keep(
-        self, event: str, fields: Callable[[], dict[str, str | int]], *, accepted: bool
-    ) -> None:
-        if self._context.decision_log is not None:
-            identifier, now, begun = self._envelope.id, self._context.wall(), self._begun
-            steps = self._activity.steps
-            self._context.decision_log.later(
-                lambda: Record(event, identifier, now, begun, fields(), steps), accepted=accepted
-            )
 
     def _end(self) -> None:
         """Let the log lines and steps of the thread belong to the session again."""

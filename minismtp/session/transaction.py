@@ -249,7 +249,7 @@ class Transaction:
     def _set_aside(self, content: Content) -> tuple[str, list[Reply]]:
         """Quarantine a message, or defer it if there is no quarantine."""
         context, envelope = self._context, self.envelope
-        facts = self._log.fields(content.size)()
+        facts = self._log.fields(content.size)
         context.log.error("message that workers died on is set aside", **facts)
         if not context.quarantines:
             return "deferred", [replies.FATAL]
