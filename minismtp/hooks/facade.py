@@ -35,7 +35,8 @@ class Hooks:
 
         def bind(spec: Callable[P, R]) -> Callable[P, R]:
             caller = manager.subset_hook_caller(spec.__name__, excluded)
-            return _calling(caller) if caller.get_hookimpls() else _no_opinion
+            found: Callable[..., Any] = _no_opinion
+            return _calling(caller) if caller.get_hookimpls() else found
 
         self._plugins = [each for each in manager.get_plugins() if each not in excluded]
         checkers, self._keepers = (
@@ -140,5 +141,5 @@ def _chooser(places: list[int], offered: int) -> itemgetter[Any] | None:
     return itemgetter(*places) if len(places) > 1 else itemgetter(single)
 
 
-def _no_opinion(*_arguments: Any, **_named: Any) -> Any:  # noqa: ANN401 - each hook has its own answer
+def _no_opinion(*_arguments: Any) -> Any:  # noqa: ANN401 - each hook has its own answer
     """Stand for a hook without an implementation."""

@@ -46,9 +46,6 @@ class SharedLock:
         self._file = os.memfd_create(name)
         self._threads = threading.Lock()
 
-    def __enter__(self) -> None:
-        self._acquire(fcntl.LOCK_EX)
-
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._file, fcntl.LOCK_UN)
         self._threads.release()
@@ -67,7 +64,9 @@ class SharedLock:
         finally:
             self.__exit__()
 
-    def _acquire(self, how: int, patience: float = -1, deadline: float = inf) -> None:
+    def _acquire(
+        self, how: int = fcntl.LOCK_EX, patience: float = -1, deadline: float = inf
+    ) -> None:
         """Take both locks, or none: no call that could fail is between the first and the `try`."""
         if not self._threads.acquire(timeout=patience):
             raise TimeoutError("another thread holds the lock")
@@ -89,6 +88,8 @@ class SharedLock:
         except BaseException:
             self._threads.release()
             raise
+
+    __enter__ = _acquire  # a function between them would be called twice for each session
 
 
 class Admission:
@@ -186,7 +187,8 @@ class Admission:
         counts, first = self._counts, (place + _ADDRESS) // _COUNT
         for at in (first, first + 1 + slot):
             # Not below 0: if a worker was killed between the two, they differ until `forget`.
-            counts[at] = max(counts[at] + amount, 0)
+            if (count := counts[at] + amount) >= 0:
+                counts[at] = count
         return counts[first]
 
     def _remove(self, place: int) -> None:
