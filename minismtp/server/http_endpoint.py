@@ -120,15 +120,15 @@ class _WorkersCollector(MultiProcessCollector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics for one scrape."""
         # A new file is empty for a moment, and the library would take it for a broken one.
-        files = [str(path) for path in Path(self._path).glob("*.db") if _size(path)]
+        files = [entry.path for entry in os.scandir(self._path) if _is_filled(entry)]
         yield from self.merge(files)  # type: ignore[no-untyped-call]
 
 
-def _size(path: Path) -> int:
+def _is_filled(entry: os.DirEntry[str]) -> bool:
     try:
-        return path.stat().st_size
+        return entry.name.endswith(".db") and entry.stat().st_size > 0
     except FileNotFoundError:  # the gauges of a worker that ended
-        return 0
+        return False
 
 
 class _ServerCollector:
