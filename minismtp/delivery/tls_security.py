@@ -46,8 +46,14 @@ class Contexts:
         self._ciphers = ciphers or GENEROUS
         if authorities is not None:
             self.verified  # noqa: B018 - now, so that a mistake stops the start
-        # Encryption without authentication is better than clear text (RFC 7435).
-        self.open = self._unchecked()
+
+    @cached_property
+    def open(self) -> ssl.SSLContext:
+        """The context without a check, because encryption alone is better than clear text.
+
+        See RFC 7435. It is made at the first use, because it takes 0.4 MB of memory.
+        """
+        return self._unchecked()
 
     @cached_property
     def verified(self) -> ssl.SSLContext:
