@@ -347,16 +347,18 @@ sys.stdout.buffer.write(generate_latest(registry))
 
 
 @pytest.fixture(scope="module")
-def slot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, set[str]]:
-    """Return what a process of slot 3 exposes, and its files."""
+def slot(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, int]]:
+    """Return what a process of slot 3 exposes, and the sizes of its files."""
     directory = tmp_path_factory.mktemp("metrics")
     text = subprocess.run(
         [sys.executable, "-c", SLOT, directory], capture_output=True, text=True, check=True
     ).stdout
-    return text, {path.name for path in directory.iterdir()}
+    return text, {path.name: path.stat().st_size for path in directory.iterdir()}
 
 
-def test_process_keeps_its_metrics_in_the_files_of_its_slot(slot: tuple[str, set[str]]) -> None:
+def test_process_keeps_its_metrics_in_the_files_of_its_slot(
+    slot: tuple[str, dict[str, int]],
+) -> None:
     text, files = slot
     assert 'minismtp_messages_total{listener="smtp",outcome="stored"} 2.0' in text
     assert 'minismtp_messages_total{listener="smtp",outcome="queued"} 0.0' in text
@@ -365,8 +367,14 @@ def test_process_keeps_its_metrics_in_the_files_of_its_slot(slot: tuple[str, set
     assert all(name.endswith("_3.db") for name in files)
 
 
+def test_file_of_a_few_values_is_small(slot: tuple[str, dict[str, int]]) -> None:
+    """All of it is in memory, for each process."""
+    assert slot[1]["gauge_livesum_3.db"] == 16 * 1024
+    assert 16 * 1024 < slot[1]["counter_3.db"] <= 64 * 1024
+
+
 def test_promtool_has_nothing_to_say(
-    slot: tuple[str, set[str]], require_program: Callable[[str], str]
+    slot: tuple[str, dict[str, int]], require_program: Callable[[str], str]
 ) -> None:
     checked = subprocess.run(
         [require_program("promtool"), "check", "metrics"],
