@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from minismtp.config import Config
 
 GROUP: Final = "minismtp"  #: of the entry points
-_SHIPPED: Final = "minismtp_plugins"
+SHIPPED: Final = "minismtp_plugins"  #: the package of the shipped plugins
 #: The entry points of the plugins in installed packages.
 Packages: TypeAlias = Sequence[EntryPoint]
 
@@ -73,4 +73,4 @@ def _used(config: Config, packages: Packages) -> list[Path | EntryPoint]:
 
 
 def _is_shipped(source: Path | EntryPoint) -> TypeGuard[EntryPoint]:
-    return isinstance(source, EntryPoint) and source.module.partition(".")[0] == _SHIPPED
+    return isinstance(source, EntryPoint) and source.module.partition(".")[0] == SHIPPED

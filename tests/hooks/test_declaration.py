@@ -293,6 +293,14 @@ def test_shipped_plugins_have_no_doubts() -> None:
         assert [*doubts_of(cls.__new__(cls), hooks)] == []
 
 
+def test_source_of_shipped_plugins_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 1 MB of the memory of a worker."""
+    monkeypatch.setattr("minismtp.hooks.loader.doubts", lambda *_: ["a doubt"])
+    loaded = PluginSet.load(Config.embedded())
+    assert [table.use for table, _ in loaded.instances] == ["mailboxes", "maildir"]
+    assert [*loaded.doubts()] == []
+
+
 def test_hook_without_annotations_still_works() -> None:
     @plugin
     class Old:
