@@ -16,10 +16,10 @@ from minismtp.config import Config
 from minismtp.config.acme_table import HTTP
 from minismtp.services.acme_challenges import Challenges
 from minismtp.services.acme_tls_challenges import TlsChallenges
-from minismtp.values.durable_files import atomic_write, make_directory
+from minismtp.values.durable_files import atomic_write
 
 PORTS: Final = {"http-01": 80, "tls-alpn-01": 443}  # where the authority asks
-_OWN_MODE, _SHARED_MODE = 0o600, 0o644
+_SHARED_MODE: Final = 0o644  # because another web server reads the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,16 @@ def answers_of(config: Config) -> list[Answers]:
 
     Raise OSError.
     """
-    tls = TlsChallenges(config.state_directory)
-    own = Challenges(config.state_directory).directory
-    for leftover in (*_files(own), *_files(tls.directory)):
+    http, tls = Challenges(config.state_directory), TlsChallenges(config.state_directory)
+    for leftover in (*_files(http.directory), *_files(tls.directory)):
         leftover.unlink(missing_ok=True)
+    place = config.tls.acme.challenges if config.tls.acme is not None else None
     found = []
     for kind in config.acme_challenges:
-        if kind == HTTP:
-            found.append(Answers(kind, _http(config, own)))
+        if kind == HTTP and place is not None:
+            found.append(Answers(kind, partial(_put, place)))
+        elif kind == HTTP:
+            found.append(Answers(kind, lambda _, *answer: http.put(*answer)))
         else:
             found.append(Answers(kind, lambda name, _, authorization: tls.put(name, authorization)))
     return found
@@ -58,19 +60,12 @@ def _files(directory: Path) -> Iterator[Path]:
     yield from directory.iterdir() if directory.is_dir() else ()
 
 
-def _http(config: Config, own: Path) -> Callable[[str, str, str], Path]:
-    place = config.tls.acme.challenges if config.tls.acme is not None else None
-    if place is not None:
-        return partial(_put, place, _SHARED_MODE)
-    make_directory(own, within=config.state_directory)
-    return partial(_put, own, _OWN_MODE)
-
-
-def _put(place: Path, mode: int, _: str, token: str, authorization: str) -> Path:
+def _put(place: Path, _: str, token: str, authorization: str) -> Path:
+    """Write an answer into the directory of another web server."""
     path = place / token
-    atomic_write(path, authorization.encode("ascii"), mode)
+    atomic_write(path, authorization.encode("ascii"), _SHARED_MODE)
     try:
-        path.chmod(mode)  # despite the umask
+        path.chmod(_SHARED_MODE)  # despite the umask
     except BaseException:
         path.unlink(missing_ok=True)
         raise

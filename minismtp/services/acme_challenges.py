@@ -6,8 +6,8 @@ So any process of the server's user can place an answer, and the answer is serve
 host name and by all web listeners:
 
     challenges = Challenges(config.state_directory)
-    challenges.put(token, key_authorization)  # then tell the authority that it may ask
-    challenges.remove(token)
+    path = challenges.put(token, key_authorization)  # then tell the authority that it may ask
+    path.unlink()
 
 The name of a file is the token, whose alphabet is that of base64url, so no request leads out of the
 directory. A file is served only if its content is a key authorization for that very token.
@@ -35,18 +35,17 @@ class Challenges:
         self.directory: Final = state_directory / "acme" / "challenges"
         self._state_directory = state_directory
 
-    def put(self, token: str, key_authorization: str) -> None:
-        """Serve a key authorization for a token from now on. Raise ValueError or OSError."""
+    def put(self, token: str, key_authorization: str) -> Path:
+        """Serve a key authorization for a token from now on, and return its file.
+
+        Raise ValueError or OSError.
+        """
         if not _is_answer(token, key_authorization.encode()):
             raise ValueError(f"expected a token and its key authorization, not {token!r}")
         make_directory(self.directory, within=self._state_directory)
-        atomic_write(self.directory / token, key_authorization.encode())
-
-    def remove(self, token: str) -> None:
-        """Serve a token no longer. Raise ValueError or OSError."""
-        if not _TOKEN.fullmatch(token):
-            raise ValueError(f"expected a token of RFC 8555, not {token!r}")
-        (self.directory / token).unlink(missing_ok=True)
+        path = self.directory / token
+        atomic_write(path, key_authorization.encode())
+        return path
 
     def get(self, token: str) -> bytes | None:
         """Return the key authorization for a token, None without one."""

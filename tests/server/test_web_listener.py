@@ -102,15 +102,14 @@ def test_challenge_is_answered_as_soon_as_any_process_placed_it(
     server = start(configure(listeners=BOTH))
     port = server.port("web")
     assert status(ask(port, get(PATH))) == 404
-    challenges = Challenges(server.directory / "state")
-    challenges.put(TOKEN, ANSWER)
+    path = Challenges(server.directory / "state").put(TOKEN, ANSWER)
     answer = ask(port, get(PATH, "Host: any.example\r\n"))
     assert answer.startswith("HTTP/1.1 200 OK\r\n")
     assert "Content-Type: application/octet-stream\r\n" in answer
     assert answer.partition("\r\n\r\n")[2] == ANSWER
     head = ask(port, get(PATH).replace("GET", "HEAD"))
     assert (status(head), head.partition("\r\n\r\n")[2]) == (200, "")
-    challenges.remove(TOKEN)
+    path.unlink()
     assert status(ask(port, get(PATH))) == 404
     assert server.metric("web_requests_total", listener="web", result="served") == 2
     assert server.metric("web_requests_total", listener="web", result="not_found") == 2
