@@ -59,7 +59,8 @@ def import_shipped(config: Config, packages: Packages) -> None:
         if _is_shipped(source):
             with suppress(Exception, SystemExit):
                 module = importlib.import_module(source.module)
-                getattr(module, "before_fork", bool)()
+                if prepare := getattr(module, "before_fork", None):
+                    prepare()
 
 
 def uses_others(config: Config, packages: Packages) -> bool:

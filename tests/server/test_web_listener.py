@@ -323,6 +323,8 @@ def test_request_gets_its_page_or_a_refusal(
         result = {200: "served", 404: "not_found"}.get(expected, "refused")
         assert counted(metrics, result) == 1
         assert "Python" not in answer
+        fields = {"X-Content-Type-Options: nosniff", "Cache-Control: no-store", "Connection: close"}
+        assert fields <= {*answer.split("\r\n")}
 
 
 @pytest.mark.parametrize(
