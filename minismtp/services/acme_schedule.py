@@ -91,7 +91,7 @@ def plan(acme: AcmeConfig, certificate: Certificate | None, state: State) -> Pla
     is_past = state.attempted <= time.time() + _CLOCKS
     if state.error and is_past and state.request == wanted and state.wait_until > found.at:
         waits = waits_for_dns(state)
-        reason = "names are not in the DNS yet" if waits else "the last attempt failed"
+        reason = "names were not in the DNS" if waits else "the last attempt failed"
         return Plan(state.wait_until, reason)
     return found
 

@@ -268,7 +268,7 @@ def test_record_that_comes_late_is_waited_for_without_a_refusal(
         )
         found = status(path, capsys)
         assert (found["error"], found["failures"]) == (problem, 0)
-        assert found["why"] == "names are not in the DNS yet"
+        assert found["why"] == "names were not in the DNS"
         assert main(["certificate", "--config", str(path)]) == 0
         shown = capsys.readouterr().out
         assert problem in shown
