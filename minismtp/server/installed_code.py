@@ -64,7 +64,7 @@ class InstalledCode:
 
     def _look(self) -> int:
         files = (each for name, file in self._files.items() for each in _files(name, file))
-        return hash(tuple(_version(file) for file in files))
+        return hash(tuple(_version(file) for file in sorted(files)))
 
 
 class _RefusedError(ImportError):
@@ -90,7 +90,7 @@ def _files(name: str, first: str) -> Iterator[Path]:
         yield Path(first)
         return
     for directory, _, files in os.walk(Path(first).parent):
-        yield from (Path(directory, file) for file in sorted(files) if file.endswith(".py"))
+        yield from (Path(directory, file) for file in files if file.endswith(".py"))
 
 
 def _version(path: Path) -> tuple[str, int, int, int]:

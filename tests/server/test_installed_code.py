@@ -93,6 +93,21 @@ def reload(server: Running) -> str:
     return "" if found == " info reloaded" else found
 
 
+def test_order_in_which_a_directory_is_listed_does_not_count(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may change it when another file is added, such as compiled code."""
+    (package / "inner").mkdir()
+    (package / "inner" / "module.py").write_text("")
+    code, walk = InstalledCode(), os.walk
+
+    def backwards(place: Path) -> list[tuple[str, list[str], list[str]]]:
+        return [(each, names, files[::-1]) for each, names, files in walk(place)][::-1]
+
+    monkeypatch.setattr(os, "walk", backwards)
+    assert not code.is_replaced()
+
+
 def test_reload_after_an_upgrade_imports_no_module_of_the_server(
     copy: Path, configure: Configure, start: Start
 ) -> None:
