@@ -185,6 +185,35 @@ def test_password_of_the_smarthost_is_sent_inside_tls_only(importing: Import) ->
     assert "minismtp sends a password inside TLS only" in said
 
 
+def test_service_with_wrappermode_speaks_tls_at_once(importing: Import) -> None:
+    options = "-o smtpd_tls_wrappermode=yes -o smtpd_sasl_auth_enable=yes"
+    services = f"smtp inet n - y - - smtpd\n10465 inet n - y - - smtpd {options}\n"
+    importing.write("smtpd_tls_security_level = may", **{"master.cf": services})
+    importing()
+    assert [each["tls"] for each in importing.table["listeners"]] == ["starttls", "implicit"]
+
+
+def test_alias_that_is_the_same_in_all_domains_is_written_once(importing: Import) -> None:
+    aliases = "info@a.example=x@c.example info@b.example=x@c.example"
+    others = "sales@a.example=x@c.example sales@b.example=y@c.example"
+    table = " ".join(f"{{ {each.replace('=', ' = ')} }}" for each in f"{aliases} {others}".split())
+    domains = "mydestination =\nvirtual_alias_domains = a.example b.example"
+    importing.write(f"{domains}\nvirtual_alias_maps = inline:{{ {table} }}")
+    importing()
+    assert importing.lines("aliases") == [
+        "info: x@c.example",
+        "sales@a.example: x@c.example",
+        "sales@b.example: y@c.example",
+    ]
+
+
+def test_rewritten_senders_are_not_taken_for_srs(importing: Import) -> None:
+    importing.write("sender_canonical_maps = hash:/etc/postfix/canonical")
+    said = importing()
+    assert "sender_canonical_maps: addresses are not rewritten" in said
+    assert not (importing.etc / "srs-secret").exists()
+
+
 def test_postscreen_becomes_dnsbl_and_early_talker(importing: Import) -> None:
     importing.host("postscreen")
     importing()
