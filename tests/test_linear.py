@@ -27,6 +27,7 @@ _NO_PATTERN: Final = frozenset({"escape", "purge"})
 #: Functions that build a pattern, and why its text is not a stranger's, or is harmless.
 _MADE: Final = {
     "minismtp.config.types._pattern": "the operator's, in the configuration",
+    "minismtp.cli.import_postfix.header_checks._checked": "the operator's, only compiled",
     "minismtp.runtime.decision_log.mentions": "the operator's, and literals",
     "minismtp.mail.cleanup._fields_called": "the operator's names, at the beginnings of lines",
     "minismtp_plugins.rules._compiled": "the operator's, of a module that stops when told",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
+import os
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import tomli
@@ -22,6 +24,9 @@ from minismtp.cli.postfix_files.directory import PostfixDirectory
 from minismtp.cli.postfix_files.main_cf import DEFAULTS, MainCf
 from minismtp.cli.postfix_files.master_cf import read_services
 from minismtp.cli.postfix_files.text import PostfixError
+
+if TYPE_CHECKING:
+    from conftest import TlsFiles
 
 HOSTS: Final = Path(__file__).parents[1] / "data" / "postfix"
 NAMES: Final = sorted(path.name for path in HOSTS.iterdir())
@@ -289,7 +294,7 @@ def test_host_with_everything(importing: Import) -> None:
     for text in (
         "tickets: |/usr/local/bin/tickets --queue support is a program",
         "smtpd_recipient_restictions: Postfix has no such parameter; is it misspelled?",
-        "loop1@example.org leads to loop2@example.org, which gets no mail; left out",
+        "loop1@example.org leads to loop2@example.org, which gets no mail",
         "pcre:/etc/postfix/virtual.pcre has patterns, which cannot be listed",
         "warn_if_reject reject_unverified_sender: it only warned",
     ):
@@ -377,11 +382,226 @@ def test_directory_without_main_cf_is_one_line(importing: Import) -> None:
         ("transport_maps = regexp:/etc/postfix/patterns", "has patterns, which cannot be listed"),
         ("relayhost = [smtp.example.net]:nowhere", "the port 'nowhere' is not known"),
         ("smtp_tls_security_level = strong", "'strong' is no level of TLS"),
+        (
+            "relayhost = a.example [b.example]:587",
+            "one smarthost, here a.example; not carried over",
+        ),
+        ("relayhost = /etc/postfix/x", "'/etc/postfix/x' is no host"),
+        (
+            "transport_maps = inline:{{a.example = smtp:[x]:25,[y]}}",
+            "here [x]:25; not carried over",
+        ),
+        ("transport_maps = inline:{{a.example = smtp:[x y]}}", "'[x' is no host with a port"),
+        ("mydestination = /etc/postfix", "no regular file; the entries of /etc/postfix are left"),
+        ("smtpd_timeout = 99999d", "'99999d' is longer than 36500 days"),
+        ("maximal_queue_lifetime = 999999999w", "'999999999w' is longer than 36500 days"),
+        (
+            "smtpd_client_message_rate_limit = 1\nanvil_rate_time_unit = 0",
+            'anvil_rate_time_unit: expected a rate such as "100/1h"',
+        ),
+        ("header_checks = pcre:/etc/postfix/checks", "the plugin rules cannot use the pattern"),
+        (
+            "virtual_alias_domains = v.example\nvirtual_alias_maps = inline:{{x@v.example = |y}}",
+            "x@v.example: |y is a program",
+        ),
+        (
+            "smtpd_client_restrictions = reject_rbl_client a.example=127.0.0.[;]",
+            "the codes 127.0.0.[;] are no range",
+        ),
+        (
+            "smtpd_use_tls = yes\ntls_server_sni_maps = inline:{{a.example=,}, {b.c=/etc/passwd}}",
+            "are not a pair of a PEM certificate and its key",
+        ),
     ],
 )
 def test_value_that_cannot_be_used_needs_a_hand(importing: Import, main_cf: str, said: str) -> None:
-    importing.write(main_cf, loop="/etc/postfix/loop\n", patterns="/x/ smtp:y\n")
-    assert said in importing().partition("Needs your hand:")[2].partition("Has no counterpart")[0]
+    checks = r"/^Subject: \x{263a}/ REJECT"
+    importing.write(main_cf, loop="/etc/postfix/loop\n", patterns="/x/ smtp:y\n", checks=checks)
+    lines = importing().partition("Needs your hand:")[2].partition("Has no counterpart")[0]
+    assert said in " ".join(lines.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("mx-in inet n - y - - smtpd", "mx-in/inet: the port 'mx-in' is not known"),
+        (
+            "mx.example.org:25 inet n - y - - smtpd",
+            "the address of mx.example.org is not looked up",
+        ),
+        ("25 inet n - y - - smtpd -o a = b", "expected `-o name=value`, or `-o { name = value }`"),
+        ("smtp inet n", "such as `smtp inet n - y - - smtpd`; the service is left out"),
+        ("pickup unix n - y 60 1 pickup", "no service takes mail on a port"),
+    ],
+)
+def test_host_without_a_service_for_mail_gets_a_listener_for_its_programs(
+    importing: Import, line: str, said: str
+) -> None:
+    importing.write("mydestination =", **{"master.cf": f"pickup unix n - y 60 1 pickup\n{line}\n"})
+    assert said in importing()
+    [listener] = importing.table["listeners"]
+    assert listener["address"] == "127.0.0.1:25"
+
+
+def test_localhost_is_an_address_of_each_family(importing: Import) -> None:
+    master_cf = (
+        "localhost:25 inet n - y - - smtpd\nsubmission inet n - y - - smtpd -o smtpd_milters=\n"
+    )
+    settings = "inet_interfaces = loopback-only\nsmtpd_milters = inet:127.0.0.1:7357"
+    importing.write(settings, **{"master.cf": master_cf})
+    importing()
+    found = [each["address"] for each in importing.table["listeners"]]
+    assert found == ["127.0.0.1:25", "[::1]:25", "127.0.0.1:587", "[::1]:587"]
+    assert importing.plugin("milter")["listeners"] == ["smtp", "smtp-2"]
+
+
+@pytest.mark.parametrize("mark", ["main.cf", "master.cf", "virtual"])
+def test_byte_order_mark_and_carriage_returns_change_nothing(importing: Import, mark: str) -> None:
+    importing.write(
+        "virtual_alias_domains = v.example,\n # c\n  w.example\n"
+        "virtual_alias_maps = hash:${config_directory}/virtual",
+        virtual="a@v.example b@x.example\nc@w.example d@x.example\n",
+        **{"master.cf": "2525 inet n - y - - smtpd\n"},
+    )
+    marked = importing.postfix / mark
+    marked.write_bytes(b"\xef\xbb\xbf" + marked.read_bytes().replace(b"\n", b"\r\n"))
+    importing()
+    assert importing.table["hostname"] == "mx.example.org"
+    assert importing.table["listeners"][0]["address"] == "*:2525"
+    assert importing.lines("aliases") == ["a@v.example: b@x.example", "c@w.example: d@x.example"]
+
+
+def test_fifo_is_no_certificate(importing: Import) -> None:
+    importing.write("smtpd_tls_security_level = may\nsmtpd_tls_chain_files = /etc/postfix/fifo")
+    os.mkfifo(importing.postfix / "fifo")
+    assert "fifo is no regular file; then set" in " ".join(importing().split())
+
+
+def certified(importing: Import, tls_files: TlsFiles) -> None:
+    """Write a directory as a copy of another host, whose certificate is in it."""
+    importing.write(
+        "smtpd_tls_security_level = may\nsmtpd_tls_cert_file = /etc/ssl/mx.pem\n"
+        "smtpd_tls_key_file = /etc/ssl/private/mx.key"
+    )
+    private = importing.postfix.parent / "ssl" / "private"
+    private.mkdir(parents=True)
+    shutil.copy(tls_files.certificate, private.parent / "mx.pem")
+    shutil.copy(tls_files.key, private / "mx.key")
+
+
+def test_certificate_of_a_copy_is_copied(importing: Import, tls_files: TlsFiles) -> None:
+    certified(importing, tls_files)
+    said = importing()
+    assert "cannot read /etc/ssl/private/mx.key, so the server has copies in tls/" in said
+    assert "PRIVATE KEY" not in said
+    key = importing.etc / importing.table["tls"]["key"]
+    assert key.read_text() == tls_files.key.read_text()
+    assert key.stat().st_mode & 0o027 == 0
+    certificate = importing.etc / importing.table["tls"]["certificate"]
+    assert certificate.read_text() == tls_files.certificate.read_text()
+
+
+def test_pair_that_is_in_place_already_is_used(importing: Import, tls_files: TlsFiles) -> None:
+    importing.write("smtpd_tls_security_level = may")
+    (importing.etc / "tls").mkdir(parents=True)
+    shutil.copy(tls_files.certificate, importing.etc / "tls" / "fullchain.pem")
+    shutil.copy(tls_files.key, importing.etc / "tls" / "key.pem")
+    assert "tls/key.pem (exists, and stays as it is)" in importing()
+    assert (importing.etc / "tls" / "key.pem").read_text() == tls_files.key.read_text()
+
+
+def test_alias_that_leads_nowhere_is_one_line_for_all_domains(importing: Import) -> None:
+    importing.write(
+        "myorigin = v.example\nmydestination = a.example b.example c.example\n"
+        "virtual_alias_domains = v.example\nlocal_recipient_maps = $alias_maps\n"
+        "alias_maps = inline:{{ root = admin }}"
+    )
+    said = " ".join(importing().split())
+    assert said.count("leads to") == 1
+    assert (
+        "main.cf:6: aliases: root@a.example (and at 2 more domains) leads to admin@v.example, which"
+        " gets no mail (a target without a domain gets that of myorigin); left out"
+    ) in said
+
+
+def test_postscreen_with_numbers_that_are_none(importing: Import) -> None:
+    settings = (
+        "postscreen_dnsbl_sites = a.example*nan b.example*2\n"
+        "postscreen_dnsbl_action = drop\npostscreen_dnsbl_threshold = many\n"
+    )
+    importing.write(settings, **{"master.cf": "smtp inet n - y - 1 postscreen\n"})
+    said = importing()
+    assert "'nan' is no number" in said
+    assert "'many' is no number; set `reject_at` of dnsbl" in said
+    assert [each["zone"] for each in importing.plugin("dnsbl")["lists"]] == ["b.example"]
+
+
+def test_old_name_of_block_lists(importing: Import) -> None:
+    importing.write(
+        "smtpd_client_restrictions = reject_maps_rbl\nmaps_rbl_domains = a.example b.example"
+    )
+    importing()
+    zones = [each["zone"] for each in importing.plugin("dnsbl")["lists"]]
+    assert zones == ["a.example", "b.example"]
+
+
+def test_value_may_be_long(importing: Import) -> None:
+    domains = [f"long-name-of-a-domain-{number}.example" for number in range(8000)]
+    importing.write(f"relay_domains = {', '.join(domains)}\nmydestination =")
+    importing("--dry-run")
+    assert "without an end" not in importing.said
+    assert domains[-1] in importing.said
+
+
+@pytest.mark.parametrize("networks", ["127.0.0.0/8", "hash:/etc/postfix/networks"])
+def test_rules_have_a_bound_that_is_told_once(importing: Import, networks: str) -> None:
+    entries = "".join(f"b{number}.example REJECT\n" for number in range(3000))
+    importing.write(
+        f"mydestination =\nmynetworks = {networks}\n"
+        "smtpd_sender_restrictions = check_sender_access hash:/etc/postfix/access",
+        access=entries,
+        networks="".join(f"10.0.{number}.1 x\n" for number in range(200)),
+    )
+    importing("--dry-run", "--json")
+    report = json.loads(importing.said)
+    lines = [each["text"] for each in report["by_hand"] if "not carried over" in each["text"]]
+    left, why = (
+        (2000, "there are 1000 rules")
+        if networks[0] == "1"
+        else (3000, "each rule would have more than 100 networks")
+    )
+    [line] = lines
+    assert line.startswith(f"check_sender_access: {left} entries are not carried over: {why}")
+
+
+def calls(count: int) -> int:
+    """Return how many functions an import calls for tables of `count` lines."""
+    directory = PostfixDirectory(Path("/nonexistent/etc/postfix"), large(count), [], [])
+    profile = cProfile.Profile()
+    profile.runcall(migrated, directory, Path("/var/lib/minismtp"))
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def large(count: int) -> MainCf:
+    """Return parameters with many domains, users, aliases, rules and routes."""
+
+    def table(entry: str) -> str:
+        return "inline:{" + ", ".join(f"{{{entry.format(n)}}}" for n in range(count)) + "}"
+
+    settings = {
+        "virtual_mailbox_domains": table("d{0}.example = x"),
+        "virtual_mailbox_maps": table("u{0}@d{0}.example = x"),
+        "virtual_alias_maps": table("a{0}@d{0}.example = u{0}@d{0}.example"),
+        "transport_maps": table("t{0}.example = smtp:[h{0}.example]"),
+        "mynetworks": table("10.0.0.{0} = x"),
+        "relay_domains": table("r{0}.example = x"),
+    }
+    return MainCf.of("".join(f"{name} = {value}\n" for name, value in settings.items()), "main.cf")
+
+
+def test_work_grows_with_the_length_of_the_tables() -> None:
+    calls(10)  # what is remembered
+    assert calls(400) < 2.5 * calls(200)
 
 
 def test_octets_that_are_not_utf_8_cost_their_line_only(importing: Import) -> None:
@@ -392,7 +612,10 @@ def test_octets_that_are_not_utf_8_cost_their_line_only(importing: Import) -> No
         b"a\xff@example.org b@x.example\na@example.org b@x.example"
     )
     said = importing()
-    assert "main.cf:5: -: the line has an octet that is not UTF-8, so it is left out" in said
+    assert (
+        "main.cf:5: -: the line has an octet that is not UTF-8, so it is left out;"
+        " the default of relayhost counts"
+    ) in " ".join(said.split())
     assert "/etc/postfix/v:1: virtual_alias_maps: the line has an octet" in said
     assert importing.lines("aliases") == ["a@example.org: b@x.example"]
 

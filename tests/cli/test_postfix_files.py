@@ -175,7 +175,8 @@ def test_services_have_their_own_parameters() -> None:
     }
     assert services[1].command == "smtpd"
     assert services[2].arguments == ("flags=R", "user=vmail", "argv=/bin/cat", "a b")
-    assert problems == [("master.cf:6", "expected 8 fields, such as `smtp inet n - y - - smtpd`")]
+    text = "expected 8 fields, such as `smtp inet n - y - - smtpd`; the service is left out"
+    assert problems == [("master.cf:6", text)]
 
 
 def test_lists_have_the_lines_of_files(tmp_path: Path) -> None:

@@ -167,13 +167,17 @@ def _plan(migration: Migration, configuration: Path, existing: Existing, account
     ]
     if any("srs_secret_file" in table.keys for table in draft.plugins):
         files.append(PlannedFile(base / "srs-secret", Made.RANDOM))
+    own = {base / "tls/fullchain.pem", base / "tls/key.pem"}
+    kept = tuple(file.path for file in files if file.path in own) if own <= existing.keys() else ()
+    files = [file for file in files if file.path not in kept]
     if taken := [file.path for file in files if file.path in existing]:
         raise CommandError(f"{taken[0]} exists, but {configuration} does not; move it away")
     head = _HEAD.format(hostname=draft.top.keys["hostname"], source=migration.directory.path)
     text = draft.text(head)
     if copy and copy not in existing:
         files.append(PlannedFile(copy, existing[configuration]))
-    return Plan((*files, PlannedFile(configuration, text, existing.get(configuration), copy)))
+    whole = (*files, PlannedFile(configuration, text, existing.get(configuration), copy))
+    return Plan(whole, kept)
 
 
 def _tell(arguments: argparse.Namespace, migration: Migration, configuration: Path) -> None:

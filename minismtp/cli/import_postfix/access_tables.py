@@ -14,6 +14,7 @@ from minismtp.cli.postfix_files.lookup_table import Pair, open_table
 from minismtp.cli.postfix_files.text import PostfixError
 
 _MOST_RULES: Final = 1000
+_MOST_NETWORKS: Final = 100  # in each rule
 _PLACES: Final = {
     "check_client_access": "peer",
     "check_sender_access": "sender",
@@ -40,7 +41,13 @@ def carry_access(migration: Migration, name: str, word: str, source: str, place:
     table = open_table(source, migration.directory, place)
     if not table.is_listed:
         raise PostfixError(f"{why_unlisted(table)}; see the plugin rules")
-    for pair in table.pairs:
+    for done, pair in enumerate(table.pairs):
+        if why := _full(migration):
+            left = len(table.pairs) - done
+            migration.by_hand(
+                name, f"{word}: {left} entries are not carried over: {why}", pair.place
+            )
+            break
         action, text = action_of(pair.value)
         if action in _IGNORED:
             if action in {"OK", "RELAY", "PERMIT"}:
@@ -52,6 +59,15 @@ def carry_access(migration: Migration, name: str, word: str, source: str, place:
         except (PostfixError, ValueError) as error:
             migration.by_hand(name, f"{word}: {pair.key} {pair.value}: {error}", pair.place)
     migration.carried(name, f"rules of rules, from {table.name}", place)
+
+
+def _full(migration: Migration) -> str:
+    """Return why there can be no more rules, or ""."""
+    if len(trusted_networks(migration)) > _MOST_NETWORKS:
+        return f"each rule would have more than {_MOST_NETWORKS} networks of mynetworks in it"
+    if migration.draft.has("rules") and len(migration.draft.plugin("rules").inner) >= _MOST_RULES:
+        return f"there are {_MOST_RULES} rules; see docs/plugins/rules.md"
+    return ""
 
 
 def action_of(value: str) -> tuple[str, str]:
@@ -82,11 +98,11 @@ def add_rule(
     `does` is the action with its text.
     """
     action, text = does
+    if why := _full(migration):
+        raise PostfixError(why)
     plugin = migration.draft.plugin("rules")
     if any(inner.keys["name"] == name for inner in plugin.inner):
         return
-    if len(plugin.inner) >= _MOST_RULES:
-        raise PostfixError(f"there are {_MOST_RULES} rules already; see docs/plugins/rules.md")
     rule = Table("[[plugins.rules]]")
     rule.set("name", name, place)
     rule.set("action", action)

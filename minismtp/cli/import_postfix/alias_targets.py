@@ -27,12 +27,10 @@ def origin_domain(migration: Migration) -> str:
     return text.partition("\n")[0].strip().lower()
 
 
-def targets_of(
-    migration: Migration, name: str, pair: Pair, *, programs: bool = False
-) -> Iterator[Place]:
-    """Yield the targets of an alias that are addresses. Others are reported.
+def targets_of(migration: Migration, name: str, pair: Pair) -> Iterator[Place]:
+    """Yield the targets of an alias that are addresses.
 
-    `programs` says that the table may have programs, files and lists, as /etc/aliases does.
+    Others are reported: programs, files and lists, which /etc/aliases may have.
     """
     origin = origin_domain(migration)
     for count, text in enumerate(_texts(migration, pair.value)):
@@ -40,7 +38,7 @@ def targets_of(
             migration.by_hand(name, f"{pair.key} has more than {_MOST} targets", pair.place)
             return
         plain = text[1:-1] if text[:2] in {'"|', '"/', '":'} and text[-1] == '"' else text
-        if programs and plain[:1] in "|/:":
+        if plain[:1] in ("|", "/", ":"):
             migration.by_hand(name, _advice(pair.key, plain), pair.place)
             continue
         try:

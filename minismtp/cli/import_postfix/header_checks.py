@@ -55,13 +55,26 @@ def _carry(migration: Migration, name: str, pattern: Pattern) -> None:
         condition = Table("[[plugins.rules.all]]")
         condition.set("header", field)
         if value:
-            condition.set("matches", value)
+            condition.set("matches", _checked(value))
         title = f"{name} {pattern.place.rpartition('/')[2]}"
         add_rule(migration, title, (_ACTIONS[action], text), condition, pattern.place)
     except PostfixError as error:
         migration.by_hand(name, f"/{pattern.expression}/ {pattern.value}: {error}", pattern.place)
     else:
         migration.carried(name, "rules of rules", pattern.place)
+
+
+def _checked(pattern: str) -> str:
+    """Return a pattern. Raise PostfixError if the plugin rules cannot use it."""
+    try:
+        import regex  # noqa: PLC0415 - an extra, without which the plugin is left out
+    except ImportError:
+        return pattern
+    try:
+        regex.compile(pattern, regex.IGNORECASE)
+    except regex.error as error:
+        raise PostfixError(f"the plugin rules cannot use the pattern: {error}") from None
+    return pattern
 
 
 def _without(action: str) -> str:

@@ -9,6 +9,7 @@ from minismtp.cli.import_postfix.draft import Table, Value
 from minismtp.cli.import_postfix.migration import Migration
 from minismtp.cli.import_postfix.notation import duration, number, seconds
 from minismtp.cli.postfix_files.text import PostfixError
+from minismtp.config.types import Rate
 
 _LARGEST_HEADER: Final = 1 << 20
 _RATES: Final = {
@@ -72,6 +73,12 @@ def _carry_rates(migration: Migration) -> None:
         migration.by_hand("anvil_rate_time_unit", str(error))
         return
     found = {name: limit for name, limit in found.items() if limit}
+    try:
+        for limit in found.values():
+            Rate.parse(f"{limit}/{per}")
+    except ValueError as error:
+        migration.by_hand("anvil_rate_time_unit", f"{error}; see the plugin rate_limit")
+        return
     if found:
         inner = Table("[[plugins.limits]]")
         inner.set("by", "peer")

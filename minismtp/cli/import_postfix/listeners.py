@@ -70,6 +70,8 @@ def carry_listeners(migration: Migration) -> None:
             _carry_service(migration, service, main, taken)
         except PostfixError as error:
             migration.by_hand(service.label, str(error), service.place)
+    if not migration.draft.listeners:
+        _listen_on_loopback(migration)
     for service in migration.directory.services:
         if service.type == "inet" and service.command not in {"smtpd", "postscreen"}:
             text = f"minismtp has no service {service.command} on a port"
@@ -78,14 +80,25 @@ def carry_listeners(migration: Migration) -> None:
         migration.carried(name, "listeners[].address")
 
 
+def _listen_on_loopback(migration: Migration) -> None:
+    """Add a listener for the programs of a host that takes mail by its command sendmail only."""
+    table = Table("[[listeners]]")
+    table.set("name", "smtp")
+    table.set("address", "127.0.0.1:25")
+    table.set("tls", "none")
+    migration.draft.listeners.append(table)
+    text = "no service takes mail on a port; minismtp listens on 127.0.0.1:25 for local programs"
+    migration.by_hand("master.cf", text, "master.cf")
+
+
 def _carry_service(migration: Migration, service: Service, main: MainCf, taken: set[str]) -> None:
-    number = _port_of(service)
+    number = port(service.name.rpartition(":")[2])
     host = service.name.rpartition(":")[0].strip("[]")
     if main.value("content_filter") == "" and migration.value("content_filter") and host:
         text = "it takes mail back from content_filter, which minismtp does not need"
         migration.unneeded(service.label, text, service.place)
         return
-    hosts = [host] if host else list(_interfaces(migration, main))
+    hosts = list(_addresses(host, main)) if host else list(_interfaces(migration, main))
     kind = "submission" if is_for_users(main, number) else "mx"
     tls = _tls(main, number, kind)
     for address in hosts:
@@ -97,6 +110,7 @@ def _carry_service(migration: Migration, service: Service, main: MainCf, taken: 
         table.set("tls", tls)
         _carry_options(migration, service, main, table)
         migration.draft.listeners.append(table)
+        migration.listeners.setdefault(service.label, []).append(label)
         key = f"listeners[{len(migration.draft.listeners) - 1}] {label}"
         migration.carried(service.label, key, service.place)
 
@@ -127,6 +141,20 @@ def _tls(main: MainCf, number: int, kind: str) -> str:
     if kind == "submission" or has_tls(main):
         return "starttls"
     return "none"
+
+
+def _addresses(host: str, main: MainCf) -> Iterator[str]:
+    """Yield the address of a service, both for localhost. Raise PostfixError for another name."""
+    if host == "localhost":
+        families = set(words(main.value("inet_protocols")))
+        yield from ["127.0.0.1"] * bool(families & {"all", "ipv4"})
+        yield from ["::1"] * bool(families & {"all", "ipv6"})
+        return
+    try:
+        yield str(ip_address(host))
+    except ValueError:
+        text = f"the address of {host} is not looked up; add a listener for it"
+        raise PostfixError(text) from None
 
 
 def _interfaces(migration: Migration, main: MainCf) -> Iterator[str]:

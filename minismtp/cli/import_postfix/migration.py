@@ -11,7 +11,7 @@ from minismtp.cli.import_postfix.report import Entry, Report
 from minismtp.cli.postfix_files.directory import PostfixDirectory
 from minismtp.cli.postfix_files.lookup_table import LookupTable, open_table
 from minismtp.cli.postfix_files.main_cf import MainCf
-from minismtp.cli.postfix_files.text import PostfixError
+from minismtp.cli.postfix_files.text import PostfixError, words
 from minismtp.config.types import parse_domain
 
 
@@ -29,6 +29,8 @@ class Migration:
     virtual: list[str] = field(default_factory=list)
     #: What `logins.trusted_networks` found, once it looked.
     networks: list[str] | None = None
+    #: The names of the listeners that a service of master.cf became, by its label.
+    listeners: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def main(self) -> MainCf:
@@ -75,12 +77,18 @@ class Migration:
         return f"{name}, {self.main.place(name)}"
 
     def items(self, name: str) -> list[str]:
-        """Return the items of a list, with the lines of files in it."""
-        try:
-            return list(self.directory.items(self.value(name)))
-        except PostfixError as error:
-            self.by_hand(name, str(error))
-            return []
+        """Return the items of a list, with the lines of files in it.
+
+        A file that cannot be read is reported, and the other items count.
+        """
+        found: list[str] = []
+        for word in words(self.value(name)):
+            try:
+                found += self.directory.items(word)
+            except PostfixError as error:
+                if self.is_set(name):  # else another parameter, which reports it, is the default
+                    self.by_hand(name, f"{error}; the entries of {word} are left out")
+        return found
 
     def tables(self, name: str, *, aliases: bool = False) -> list[LookupTable]:
         """Return the lookup tables of a parameter. Their problems are reported."""

@@ -25,11 +25,11 @@ _KNOWN: Final = {
 def carry_milters(migration: Migration) -> None:
     """Make a table for each filter, with the listeners that have it."""
     users: dict[str, list[str]] = defaultdict(list)
-    names = [str(table.keys["name"]) for table in migration.draft.listeners]
-    for (_, main), listener in zip(smtpd_services(migration), names, strict=False):
+    names = [name for each in migration.listeners.values() for name in each]
+    for service, main in smtpd_services(migration):
         try:
             for milter in words(main.value(_NAME)):
-                users[milter].append(listener)
+                users[milter] += migration.listeners.get(service.label, [])
         except PostfixError as error:
             migration.by_hand(_NAME, str(error), main.place(_NAME))
     for milter, listeners in users.items():

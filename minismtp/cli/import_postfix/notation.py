@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 from minismtp.cli.postfix_files.text import PostfixError
+from minismtp.config.types import parse_domain
 
 _TIME: Final = re.compile(r"([0-9]{1,9})([smhdw]?)")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_LONGEST: Final = 36_500 * _SECONDS["d"]  # of the durations of our configuration
 _HOST: Final = re.compile(r"(\[[^\[\]]*\]|[^\[\]:]*)(?::([^:\[\]]+))?")
 PORTS: Final = {
     "smtp": 25,
@@ -29,7 +32,10 @@ def seconds(text: str, unit: str = "s") -> int:
     found = _TIME.fullmatch(text.strip())
     if found is None:
         raise PostfixError(f"{text!r} is no time such as 4h")
-    return int(found[1]) * _SECONDS[found[2] or unit]
+    time = int(found[1]) * _SECONDS[found[2] or unit]
+    if time > _LONGEST:
+        raise PostfixError(f"{text!r} is longer than {_LONGEST // _SECONDS['d']} days")
+    return time
 
 
 def duration(number: int) -> str:
@@ -66,8 +72,20 @@ def host_and_port(text: str, default: int) -> tuple[str, int, bool]:
     if found is None or not found[1].strip("[]"):
         raise PostfixError(f"{text!r} is no host with a port")
     host, bracketed = found[1].strip("[]"), found[1].startswith("[")
-    host = host.removeprefix("ipv6:").removeprefix("IPv6:")
+    host = _checked(host.removeprefix("ipv6:").removeprefix("IPv6:"))
     return host, port(found[2]) if found[2] else default, not bracketed
+
+
+def _checked(host: str) -> str:
+    """Return a host. Raise PostfixError if it is neither a name nor an address."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        pass
+    try:
+        return parse_domain(host.removesuffix("."))
+    except ValueError:
+        raise PostfixError(f"{host!r} is no host") from None
 
 
 def with_port(host: str, port_number: int) -> str:

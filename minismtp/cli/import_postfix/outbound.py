@@ -15,7 +15,7 @@ from minismtp.cli.import_postfix.notation import (
     with_port,
 )
 from minismtp.cli.import_postfix.routes import carry_routes, tls_level
-from minismtp.cli.postfix_files.text import PostfixError
+from minismtp.cli.postfix_files.text import PostfixError, words
 
 _SMTP: Final = 25
 _SUBMISSIONS: Final = 465
@@ -68,11 +68,15 @@ def _carry_smarthost(migration: Migration) -> None:
     if not value:
         migration.unneeded("smtp_sasl_auth_enable", "without a smarthost there is no login")
         return
+    first, *others = words(value)
     try:
-        host, port, by_mx = host_and_port(value, _SMTP)
+        host, port, by_mx = host_and_port(first, _SMTP)
     except PostfixError as error:
         migration.by_hand("relayhost", str(error))
         return
+    if others:
+        text = f"minismtp has one smarthost, here {first}; not carried over: {', '.join(others)}"
+        migration.by_hand("relayhost", text)
     table = migration.draft.outbound
     table.set("smarthost", with_port(host, port), migration.origin("relayhost"))
     migration.carried("relayhost", "outbound.smarthost")
@@ -85,7 +89,7 @@ def _carry_smarthost(migration: Migration) -> None:
         if table.keys.get("tls") == "none":
             table.set("tls", "required")
     if migration.value("smtp_sasl_auth_enable") == "yes":
-        _carry_password(migration, [value, host, f"[{host}]", f"[{host}]:{port}"])
+        _carry_password(migration, [value, first, host, f"[{host}]", f"[{host}]:{port}"])
 
 
 def _carry_password(migration: Migration, names: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from minismtp.cli.import_postfix.migration import Migration
-from minismtp.cli.import_postfix.notation import duration, seconds
+from minismtp.cli.import_postfix.notation import duration, number, seconds
 from minismtp.cli.import_postfix.restrictions import add_list, filter_plugin
 from minismtp.cli.postfix_files.text import PostfixError, words
 
@@ -38,16 +38,20 @@ def _carry_lists(migration: Migration) -> None:
     for site in words(migration.value(name)):
         zone, _, weight = site.partition("*")
         try:
-            points = float(weight.lstrip("-") or 1) * (-1 if weight.startswith("-") else 1)
-            add_list(migration, zone, points, "address", migration.origin(name))
-        except (PostfixError, ValueError) as error:
+            points = number(weight.lstrip("-") or "1") * (-1 if weight.startswith("-") else 1)
+            add_list(migration, zone, float(points), "address", migration.origin(name))
+        except PostfixError as error:
             migration.by_hand(name, f"{site}: {error}")
     if not migration.draft.has("dnsbl"):
         return
     table = filter_plugin(migration, "dnsbl")
     action = migration.value("postscreen_dnsbl_action")
     if action in _ACTIONS:
-        table.set("reject_at", float(migration.value(threshold) or 1), migration.origin(threshold))
+        try:
+            points = number(migration.value(threshold))
+            table.set("reject_at", float(points), migration.origin(threshold))
+        except PostfixError as error:
+            migration.by_hand(threshold, f"{error}; set `reject_at` of dnsbl")
     else:
         table.keys["mode"] = "shadow"
         text = f'the action {action!r} only logs, so dnsbl has mode = "shadow"'

@@ -108,10 +108,18 @@ def _shown(place: Place, *, bare: bool) -> str:
     return str(Address(place.local, "" if bare else place.domain)).removesuffix("@")
 
 
-def _tell(migration: Migration, removed: list[tuple[Place, Place, str]]) -> None:
-    for key, target, origin in removed[:_MOST_TOLD]:
-        text = f"{key.local}@{key.domain} leads to {target.local}@{target.domain}"
-        migration.by_hand("aliases", f"{text}, which gets no mail; left out", origin or "-")
+def _tell(migration: Migration, found: list[tuple[Place, Place, str]]) -> None:
+    domains: dict[tuple[str, Place, str], list[str]] = {}  # one line for all domains of an alias
+    for key, target, origin in found:
+        domains.setdefault((key.local, target, origin), []).append(key.domain)
+    removed = list(domains)
+    own = origin_domain(migration)
+    for local, target, origin in removed[:_MOST_TOLD]:
+        first, *others = domains[local, target, origin]
+        at = f" (and at {len(others)} more domains)" if others else ""
+        text = f"{local}@{first}{at} leads to {target.local}@{target.domain}, which gets no mail"
+        cause = " (a target without a domain gets that of myorigin)" if target.domain == own else ""
+        migration.by_hand("aliases", f"{text}{cause}; left out", origin or "-")
     if more := len(removed[_MOST_TOLD:]):
         migration.by_hand("aliases", f"{more} more aliases lead to no user; left out", "-")
 
@@ -235,7 +243,7 @@ def _virtual_aliases(migration: Migration, found: Addresses) -> None:
 
 def _local_aliases(migration: Migration, found: Addresses) -> None:
     for pair in _listed_pairs(migration, "alias_maps", aliases=True) if migration.local else ():
-        targets = list(targets_of(migration, "alias_maps", pair, programs=True))
+        targets = list(targets_of(migration, "alias_maps", pair))
         name = _unquoted(pair.key)
         for domain in migration.local if targets and name else ():
             found.add_alias(Place.of(name, domain), targets, pair.place)

@@ -50,7 +50,6 @@ _NAMES: Final = {
 _LISTS: Final = {
     "reject_rbl_client": (1.0, "address"),
     "defer_rbl_client": (1.0, "address"),
-    "reject_maps_rbl": (1.0, "address"),
     "reject_rhsbl_sender": (1.0, "sender"),
     "reject_rhsbl_helo": (1.0, "helo"),
     "permit_dnswl_client": (-10.0, "address"),
@@ -116,6 +115,11 @@ def _carry(migration: Migration, name: str, word: str, argument: str, place: str
             table.keys.setdefault(other, "off")
         table.set(key, _action(migration, code), f"{word}, {place}")
         migration.carried(name, f"{key} of helo", place)
+    elif word == "reject_maps_rbl":
+        for zone in words(migration.value("maps_rbl_domains")):
+            add_list(migration, zone, 1.0, "address", f"{word}, {place}")
+        migration.carried("maps_rbl_domains", "lists of dnsbl")
+        migration.carried(name, "lists of dnsbl", place)
     elif word in _NAMES:
         table = filter_plugin(migration, "reverse_dns")
         for key in _NAMES[word]:
@@ -134,7 +138,8 @@ def _carry_lookup(migration: Migration, name: str, word: str, argument: str, pla
     elif word == "check_policy_service":
         _carry_policy(migration, name, argument, place)
     elif word.startswith("check_") and word.endswith("_access"):
-        carry_access(migration, name, word, argument, place)
+        table, *_ = [*words(unbraced(argument)), ""]  # `{ table, option = value }` is possible
+        carry_access(migration, name, word, table, place)
     else:
         _refuse(migration, word)
 
@@ -173,19 +178,17 @@ def add_list(migration: Migration, text: str, points: float, about: str, origin:
         zone = parse_domain(zone)
     except ValueError as error:
         raise PostfixError(str(error)) from None
-    table = filter_plugin(migration, "dnsbl")
+    counting = [_codes(codes)] if equals else None
+    table = filter_plugin(migration, "dnsbl")  # not before, because it needs a list
     for inner in table.inner:
-        same = inner.keys["zone"] == zone and inner.keys.get("codes") == (
-            [_codes(codes)] if equals else None
-        )
-        if same:
+        if inner.keys["zone"] == zone and inner.keys.get("codes") == counting:
             inner.add("about", [about])
             return
     inner = Table("[[plugins.lists]]")
     inner.set("zone", zone, origin)
     inner.set("points", points)
-    if equals:
-        inner.set("codes", [_codes(codes)])
+    if counting:
+        inner.set("codes", counting)
     inner.set("about", [about])
     table.inner.append(inner)
 
@@ -197,7 +200,8 @@ def _codes(text: str) -> str:
         part = match[2] or match[1].replace("..", "-")
         if ";" in part:
             numbers = sorted(int(each) for each in part.split(";") if each.isdigit())
-            if "-" in part or numbers != list(range(numbers[0], numbers[-1] + 1)):
+            whole = numbers and numbers == list(range(numbers[0], numbers[-1] + 1))
+            if "-" in part or not whole:
                 raise PostfixError(f"the codes {text} are no range; write them into `codes`")
             part = f"{numbers[0]}-{numbers[-1]}"
         octets.append(part)

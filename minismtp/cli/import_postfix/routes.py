@@ -10,7 +10,7 @@ from minismtp.cli.import_postfix.draft import Table
 from minismtp.cli.import_postfix.migration import Migration
 from minismtp.cli.import_postfix.notation import host_and_port, with_port
 from minismtp.cli.postfix_files.lookup_table import Pair
-from minismtp.cli.postfix_files.text import PostfixError
+from minismtp.cli.postfix_files.text import PostfixError, words
 from minismtp.config.types import parse_domain
 
 _SMTP: Final = 25
@@ -65,10 +65,14 @@ def _carry_transport(migration: Migration, routes: dict[str, Table], pair: Pair)
     try:
         if not _sends(migration, transport):
             raise PostfixError(_without(transport))  # noqa: TRY301 - as the others below
+        hosts = words(rest)
+        host, port, by_mx = host_and_port(hosts[0], _SMTP) if hosts else ("", 0, False)
         route = _route(routes, pair)
-        if rest.strip():
-            host, port, by_mx = host_and_port(rest, _SMTP)
+        if hosts:
             route.set("host", with_port(host, port))
+            if others := ", ".join(hosts[1:]):
+                text = f"{pair.key}: a route has one host, here {hosts[0]}; not carried over: "
+                migration.by_hand(_TRANSPORTS, f"{text}{others}", pair.place)
             if by_mx:
                 text = f"{pair.key}: Postfix asks for the MX of {host}, minismtp for its address"
                 migration.by_hand(_TRANSPORTS, text, pair.place)

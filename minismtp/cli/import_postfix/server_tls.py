@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from pathlib import Path
 from typing import Final
 
 from minismtp.cli.import_postfix.draft import DraftFile, Table
 from minismtp.cli.import_postfix.migration import Migration
 from minismtp.cli.postfix_files.main_cf import MainCf
-from minismtp.cli.postfix_files.text import words
+from minismtp.cli.postfix_files.text import PostfixError, read_text, words
 from minismtp.cli.setup import host
 from minismtp.cli.setup.plan import Made
 
@@ -17,6 +19,7 @@ _PAIRS: Final = (
     ("smtpd_tls_eccert_file", "smtpd_tls_eckey_file"),
     ("smtpd_tls_cert_file", "smtpd_tls_key_file"),
 )
+_FILES: Final = ("tls/fullchain.pem", "tls/key.pem")  # where the hook of certbot writes, too
 _OLD: Final = ("SSLv2", "SSLv3", "TLSv1", "TLSv1.1")
 _LEVEL: Final = "smtpd_tls_security_level"
 
@@ -39,16 +42,13 @@ def carry_certificates(migration: Migration) -> None:
         pair = _files(migration, *names)
         if pair is None:
             continue
-        if trouble := _trouble(*pair):
+        if tls.keys:
+            text = "a second certificate, of another kind of key, is not used"
+            for name in names:
+                migration.unneeded(name, text)
+        elif trouble := _carry_pair(migration, names, pair):
             for name in dict.fromkeys(names):
                 migration.by_hand(name, f"{trouble}; then set `certificate` and `key` of [tls]")
-        elif tls.keys:
-            text = "a second certificate, of another kind of key, is not used"
-            migration.unneeded(names[0], text)
-        else:
-            for key, name, path in zip(("certificate", "key"), names, pair, strict=True):
-                tls.set(key, str(path), migration.origin(name))
-                migration.carried(name, f"tls.{key}")
     if not tls.keys:
         _make_certificate(migration)
     _carry_versions(migration)
@@ -75,10 +75,51 @@ def _files(migration: Migration, certificate: str, key: str) -> tuple[Path, Path
     return Path(names[0]), Path((second or names)[0])
 
 
-def _trouble(certificate: Path, key: Path) -> str:
-    """Return why a certificate cannot be used here, or ""."""
+def _carry_pair(migration: Migration, names: tuple[str, str], pair: tuple[Path, Path]) -> str:
+    """Set a certificate and its key, or copies of them. Return why neither is possible, or ""."""
+    certificate, private_key = (_source(migration, path) for path in pair)
+    trouble = _trouble(certificate, private_key, host.account())
+    if not trouble and (certificate, private_key) == pair:
+        for key, name, path in zip(("certificate", "key"), names, pair, strict=True):
+            migration.draft.tls.set(key, str(path), migration.origin(name))
+            migration.carried(name, f"tls.{key}")
+        return ""
     try:
-        host.usable_certificate(certificate, key, host.account())
+        copies = [read_text(path) for path in (certificate, private_key)]
+        "".join(copies).encode()
+    except (PostfixError, UnicodeEncodeError) as error:
+        return trouble or str(error)
+    if unusable := _trouble(certificate, private_key, ""):
+        return unusable
+    for key, name, path, file, content in zip(
+        ("certificate", "key"), names, pair, _FILES, copies, strict=True
+    ):
+        migration.draft.tls.set(key, file, f"a copy of {path}; {migration.origin(name)}")
+        migration.draft.files.append(DraftFile(file, content, f"a copy of {path}, not shown"))
+        migration.carried(name, f"tls.{key}, a copy")
+    text = f"the server's user cannot read {pair[1]}, so the server has copies in tls/"
+    migration.by_hand(names[1], f"{text}: copy again after each renewal, see docs/migration.md")
+    return ""
+
+
+def _source(migration: Migration, path: Path) -> Path:
+    """Return where a file of the old host is: in its copy, or here."""
+    located = migration.directory.locate(str(path))
+    try:
+        located.stat()
+    except OSError:
+        return path
+    return located
+
+
+def _trouble(certificate: Path, key: Path, account: str) -> str:
+    """Return why an account cannot use a certificate, or "". Without an account it is this one."""
+    for path in (certificate, key):
+        with contextlib.suppress(OSError):  # which the following says
+            if not stat.S_ISREG(path.stat().st_mode):  # to open a FIFO would take forever
+                return f"{path} is no regular file"
+    try:
+        host.usable_certificate(certificate, key, account)
     except host.CertificateError as error:
         return str(error)
     return ""
@@ -87,11 +128,12 @@ def _trouble(certificate: Path, key: Path) -> str:
 def _make_certificate(migration: Migration) -> None:
     tls = migration.draft.tls
     tls.comment = "A new certificate, signed by itself, until yours can be used"
-    tls.set("certificate", "tls/fullchain.pem")
-    tls.set("key", "tls/key.pem")
+    certificate, key = _FILES
+    tls.set("certificate", certificate)
+    tls.set("key", key)
     migration.draft.files += [
-        DraftFile("tls/fullchain.pem", Made.CERTIFICATE),
-        DraftFile("tls/key.pem", Made.TLS_KEY),
+        DraftFile(certificate, Made.CERTIFICATE),
+        DraftFile(key, Made.TLS_KEY),
     ]
 
 
@@ -131,21 +173,15 @@ def _carry_sni(migration: Migration) -> None:
             sni = Table("[[tls.sni]]")
             wildcard = pair.key.startswith(".")
             sni.set("name", f"*{pair.key}" if wildcard else pair.key, pair.place)
-            sni.set("certificate", files[0])
-            sni.set("key", files[0])
-            if trouble := _unreadable(Path(files[0])):
-                migration.by_hand("tls_server_sni_maps", trouble, pair.place)
+            file = Path((files or ["/"])[0])
+            sni.set("certificate", str(file))
+            sni.set("key", str(file))
+            if trouble := _trouble(file, file, host.account()):
+                text = f"{trouble}; then add [[tls.sni]]"
+                migration.by_hand("tls_server_sni_maps", text, pair.place)
             else:
                 migration.draft.sni.append(sni)
                 migration.carried("tls_server_sni_maps", "tls.sni", pair.place)
         if not table.is_listed:
             text = f"{table.name}: {table.trouble or 'its names are not listed'}; add [[tls.sni]]"
             migration.by_hand("tls_server_sni_maps", text)
-
-
-def _unreadable(path: Path) -> str:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        return f"{path}: {error.strerror}; then add [[tls.sni]]"
-    return ""

@@ -96,8 +96,8 @@ def _carry_maildir(migration: Migration) -> None:
     old = [migration.value(name) for name in _MAILDIRS if migration.is_set(name)]
     where = ", ".join(filter(None, old)) or migration.value("mail_spool_directory")
     text = (
-        f"mail that is stored already ({where}) stays there; move it, or change `path` of maildir."
-        " The server's user must own the Maildirs; only Maildirs can be used"
+        f"mail that is stored already ({where}) stays there: copy the Maildirs to the new place, or"
+        " let Dovecot's LMTP server store new mail beside it (docs/migration.md, Stored mail)"
     )
     migration.by_hand("mailboxes", text, "-")
     for name in _MAILDIRS:

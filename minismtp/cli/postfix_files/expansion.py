@@ -16,7 +16,7 @@ from minismtp.cli.postfix_files.text import PostfixError
 Lookup: TypeAlias = Callable[[str], str | None]
 
 _LEVELS: Final = 100
-_WORK: Final = 1 << 17  # characters that may be looked at for one value
+_WORK: Final = 1 << 20  # characters that may be looked at for one value
 _SPACE: Final = " \t\r\n"
 _DOLLAR: Final = re.compile(r"\$(?:(\$)|([({])|([A-Za-z0-9_]*))")
 _NAME: Final = re.compile(r"[ \t\r\n]*([A-Za-z0-9_]*)[ \t\r\n]*")

@@ -91,7 +91,9 @@ class MainCf:
         for number, line in logical_lines(text):
             place = f"{name}:{number}"
             if problem := unusable(line):
-                problems.append(Problem(place, problem))
+                known = line.partition("=")[0].strip()
+                default = f"; the default of {known} counts" if is_known(known) else ""
+                problems.append(Problem(place, f"{problem}{default}"))
                 continue
             try:
                 key, value = name_and_value(line)
@@ -113,6 +115,8 @@ class MainCf:
     def _default(self, name: str) -> str | None:
         if name == "myhostname":
             return self.host if "." in self.host else f"{self.host}.{self._domain()}"
+        if name == "config_directory":
+            return "/etc/postfix"  # wherever the copy is: `PostfixDirectory.locate` finds it
         if name == "mydomain":
             return self._host_name().partition(".")[2] or "localdomain"
         return DEFAULTS.get(name if name in DEFAULTS else _as_smtp(name))

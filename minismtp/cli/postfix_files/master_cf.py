@@ -45,12 +45,13 @@ def read_services(text: str, file: str) -> tuple[list[Service], list[Problem]]:
     problems = []
     for number, line in logical_lines(text):
         place = f"{file}:{number}"
+        if problem := unusable(line):
+            problems.append(Problem(place, problem))
+            continue
         try:
-            if problem := unusable(line):
-                raise PostfixError(problem)  # noqa: TRY301 - as the parser does
             service = _service(line, place)
         except PostfixError as error:
-            problems.append(Problem(place, str(error)))
+            problems.append(Problem(place, f"{error}; the service is left out"))
         else:
             services[service.label] = service
     return list(services.values()), problems
@@ -68,7 +69,7 @@ def _service(line: str, place: str) -> Service:
             arguments += [unbraced(word), *map(unbraced, rest)]
         else:
             for text in _assignments(word, rest):
-                name, value = name_and_value(unbraced(text))
+                name, value = _option(text)
                 options[name] = Setting(value, place)
     return Service(
         name=fields[0],
@@ -79,6 +80,14 @@ def _service(line: str, place: str) -> Service:
         options=options,
         arguments=tuple(arguments),
     )
+
+
+def _option(text: str) -> tuple[str, str]:
+    try:
+        return name_and_value(unbraced(text))
+    except PostfixError:
+        expected = "expected `-o name=value`, or `-o { name = value }` with blanks"
+        raise PostfixError(f"{expected}, not {text!r}") from None
 
 
 def _assignments(word: str, rest: Iterator[str]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import stat
 from collections.abc import Iterator
@@ -37,7 +38,8 @@ class Problem(NamedTuple):
 def read_text(path: Path) -> str:
     """Return the text of a file; octets that are not UTF-8 become surrogates.
 
-    Raise PostfixError if it cannot be read, or has more than 16 MiB.
+    A byte order mark, which only an editor can have added, is left out. Raise PostfixError if the
+    file cannot be read, or has more than 16 MiB.
     """
     try:
         status = path.stat()
@@ -48,7 +50,7 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise PostfixError(reason(error)) from None
-    return data.decode("utf-8", "surrogateescape")
+    return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
 
 
 def logical_lines(text: str) -> Iterator[Line]:
