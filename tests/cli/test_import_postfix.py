@@ -524,6 +524,18 @@ def test_alias_that_leads_nowhere_is_one_line_for_all_domains(importing: Import)
     ) in said
 
 
+def test_targets_are_between_commas_or_blanks(importing: Import) -> None:
+    targets = 'a@x.example b@x.example,c@x.example, "d e"@x.example'
+    importing.write(
+        "virtual_alias_domains = v.example\nvirtual_alias_maps = hash:/etc/postfix/virtual",
+        virtual=f"all@v.example {targets}\n",
+    )
+    importing()
+    assert importing.lines("aliases") == [
+        'all@v.example: a@x.example, b@x.example, c@x.example, "d e"@x.example'
+    ]
+
+
 def test_postscreen_with_numbers_that_are_none(importing: Import) -> None:
     settings = (
         "postscreen_dnsbl_sites = a.example*nan b.example*2\n"

@@ -82,7 +82,7 @@ def _texts(migration: Migration, value: str) -> Iterator[str]:
 
 
 def split_targets(value: str) -> list[str]:
-    """Split a list of targets at commas that are not in quotes."""
+    """Split a list of targets at commas that are not in quotes, and at blanks between addresses."""
     found: list[str] = []
     word: list[str] = []
     in_quotes = escaped = False
@@ -95,4 +95,10 @@ def split_targets(value: str) -> list[str]:
         in_quotes ^= sign == '"' and not escaped
         escaped = sign == "\\" and not escaped
     found.append("".join(word))
-    return [text.strip(BLANKS) for text in found if text.strip(BLANKS)]
+    return [target for text in found for target in _between_blanks(text.strip(BLANKS))]
+
+
+def _between_blanks(text: str) -> list[str]:
+    """Return the addresses in a text, as Postfix does; other targets may have blanks in them."""
+    has_phrase = any(sign in text for sign in '"<(')
+    return [text] if has_phrase or text[:1] in ("|", "/", ":") else text.split()
