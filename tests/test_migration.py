@@ -298,8 +298,7 @@ OLD_FILES: Final = {
     "/var/vmail/example.org/alice/cur/1700000000.M1P1.mx,S=23:2,S": "Subject: old\n\nmail\n",
 }
 OLD_HOST: Final = """
-groupadd --gid 5000 vmail
-useradd --uid 5000 --gid vmail --home-dir /var/vmail --shell /usr/sbin/nologin vmail
+useradd --system --user-group --home-dir /var/vmail --shell /usr/sbin/nologin vmail
 mkdir -p /var/vmail/example.org/alice/new /var/vmail/example.org/alice/tmp
 chown -R vmail:vmail /var/vmail
 chmod -R u=rwX,go= /var/vmail /etc/letsencrypt/live /etc/postfix/sasl_passwd
