@@ -16,12 +16,11 @@ from minismtp.inspection.acme import check_acme
 from minismtp.inspection.problem import Problem, error, warning
 from minismtp.services import tls
 from minismtp.services.acme_schedule import is_self_signed
-from minismtp.services.certificate_file import Certificate, certificates_of
+from minismtp.services.certificate_file import Certificate, certificates_of, open_regular
 
 _DAY: Final = 86_400
 _EXPIRES_SOON: Final = 14 * _DAY
 _MOST_NAMES: Final = 4
-_ALIEN_CHECKS: Final = 1 << 20  # octets of a file that is looked at
 
 
 class Pair(NamedTuple):
@@ -65,10 +64,6 @@ def check_certificates(config: Config) -> Iterator[Problem]:
     for pair in pairs(config):
         if _is_awaited(config, pair):
             continue
-        if _are_swapped(pair):
-            text = f"{pair.certificate} has the key, and {pair.key} the certificate: swap the two"
-            yield error(config, f"{pair.table}.certificate", text)
-            continue
         try:
             tls.server_context(pair.settings)
         except ConfigError as problem:
@@ -98,24 +93,10 @@ def _is_awaited(config: Config, pair: Pair) -> bool:
 def _remedy(pair: Pair) -> str:
     for path in (pair.certificate, pair.key):
         try:
-            path.open("rb").close()
+            open_regular(path).close()
         except OSError as problem:
             return remedy(problem)
     return ""
-
-
-def _are_swapped(pair: Pair) -> bool:
-    try:
-        certificate = pair.certificate.read_bytes()[:_ALIEN_CHECKS]
-        key = pair.key.read_bytes()[:_ALIEN_CHECKS]
-    except OSError:
-        return False
-    return (
-        b"PRIVATE KEY-----" in certificate
-        and b"-----BEGIN CERTIFICATE-----" not in certificate
-        and b"-----BEGIN CERTIFICATE-----" in key
-        and b"PRIVATE KEY-----" not in key
-    )
 
 
 def _doubts(pair: Pair) -> Iterator[str]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
+import os
 import re
 import ssl
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from minismtp.values.address import to_ascii
 from minismtp.values.der import certificate_fields, elements
@@ -29,6 +32,13 @@ _DNS_NAME: Final = 0x82  # [2] of a GeneralName, RFC 5280 section 4.2.1.6
 _ALTERNATIVE_NAMES: Final = bytes.fromhex("551d11")  # 2.5.29.17
 _COMMON_NAME: Final = bytes.fromhex("550403")  # 2.5.4.3
 _ORGANIZATION: Final = bytes.fromhex("55040a")  # 2.5.4.10
+#: What OpenSSL's words mean, and what to do.
+_REASONS: Final = {
+    "key values mismatch": "the key is that of another certificate; expected the two that belong"
+    " together, and the server's own certificate first",
+    "ee key too small": "the key is too short for TLS; get a certificate for one of 2048 bits or"
+    " more",
+}
 _INFORMATION_ACCESS: Final = bytes.fromhex("2b06010505070101")  # 1.3.6.1.5.5.7.1.1
 _CA_ISSUERS: Final = bytes.fromhex("2b06010505073002")  # 1.3.6.1.5.5.7.48.2
 
@@ -61,11 +71,66 @@ def certificates_of(path: Path) -> list[Certificate]:
 
 def der_certificates(path: Path) -> list[bytes]:
     """Return the same certificates in DER. Raise OSError or ValueError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         found = _der(file.read(_LONGEST))
     if not found:
         raise ValueError(f"{path} contains no PEM certificate")
     return found
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file to read it. Raise OSError, also for a pipe, which would block, or a device."""
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - has an opener
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)
+
+
+def pair_problem(certificate: Path, key: Path, reason: str) -> str:
+    """Return what is wrong with two files that OpenSSL refused; `reason` is its own."""
+    first, second = (_beginning(path) for path in (certificate, key))
+    if _has_key(first) and not _has_certificate(first) and _has_certificate(second):
+        return f"{certificate} has the key, and {key} the certificate: swap the two"
+    why = _why(first, second, certificate, key) or _REASONS.get(reason, reason)
+    return f"{certificate} and {key} are not a pair of a PEM certificate and its key: {why}"
+
+
+def _why(first: bytes, second: bytes, certificate: Path, key: Path) -> str:
+    if not _has_certificate(first):
+        return f"{certificate} contains no PEM certificate{_remedy(first, 'x509', certificate)}"
+    if not _has_key(second):
+        return f"{key} contains no PEM private key{_remedy(second, 'pkey', key)}"
+    if b"ENCRYPTED" in second:
+        command = f"openssl pkey -in {key} -out NEW"
+        return f"the key has a passphrase; expected one without, which `{command}` makes"
+    return ""
+
+
+def _beginning(path: Path) -> bytes:
+    try:
+        with open_regular(path) as file:
+            return file.read(_LONGEST)
+    except OSError:
+        return b""
+
+
+def _has_certificate(data: bytes) -> bool:
+    return b"-----BEGIN CERTIFICATE-----" in data
+
+
+def _has_key(data: bytes) -> bool:
+    return b"PRIVATE KEY-----" in data
+
+
+def _remedy(data: bytes, command: str, path: Path) -> str:
+    if not data.startswith(b"\x30"):  # a SEQUENCE of DER
+        return ""
+    return f"; if it is DER, `openssl {command} -inform der -in {path} -out NEW` makes PEM of it"
 
 
 def certificates_in(data: bytes) -> list[Certificate]:

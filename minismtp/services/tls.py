@@ -13,7 +13,7 @@ from minismtp.config.mistakes import ConfigError
 from minismtp.config.tables import TlsConfig
 from minismtp.mail.session import TlsInfo
 from minismtp.services import client_certificate
-from minismtp.services.certificate_file import certificates_of
+from minismtp.services.certificate_file import certificates_of, open_regular, pair_problem
 from minismtp.values.address import to_ascii
 from minismtp.values.ciphers import offer_dhe, set_ciphers
 from minismtp.values.durable_files import stamp
@@ -106,21 +106,20 @@ class _Choice:
     def _load_pair(self, context: ssl.SSLContext, certificate: Path, key: Path, where: str) -> None:
         for name, path in (("certificate", certificate), ("key", key)):
             try:
-                path.open("rb").close()
+                open_regular(path).close()
             except OSError as error:
                 raise self._error(f"{path}: {error.strerror}", f"{where}.{name}") from None
         try:
             context.load_cert_chain(certificate, key, password="")
-        except OSError as error:
-            reason = getattr(error, "reason", "") or error.strerror or "not PEM"
-            reason = reason.replace("_", " ").lower()
-            if reason == "key values mismatch":
-                reason = (
-                    "the key is that of another certificate; expected the two that belong together"
-                )
-            expected = f"a pair of a PEM certificate and its key: {reason}"
-            problem = f"{certificate} and {key} are not {expected}"
-            raise self._error(problem, f"{where}.certificate") from None
+            certificates_of(certificate)  # else the time of its end could not be told
+        except ssl.SSLError as error:
+            reason = (error.reason or error.strerror or "not PEM").replace("_", " ").lower()
+            problem = pair_problem(certificate, key, reason)
+        except (OSError, ValueError) as error:
+            problem = f"{certificate} cannot be used: {error}"
+        else:
+            return
+        raise self._error(problem, f"{where}.certificate")
 
     def _error(self, problem: str, key: str) -> ConfigError:
         return ConfigError(problem, file=self._file, key=key)

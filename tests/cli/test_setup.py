@@ -338,7 +338,7 @@ def test_certificate_that_does_not_fit_is_refused(
     for certificate, key, expected in (
         (other, other_key, "is for mx.example.net, not for mx.example.org; get one"),
         (right, other_key, "are not a pair of a PEM certificate and its key"),
-        (right_key, right, "are not a pair of a PEM certificate and its key"),
+        (right_key, right, "the certificate: swap the two"),
         (right.parent / "none.pem", right_key, "none.pem: No such file or directory"),
     ):
         choice = f"{certificate},{key}"

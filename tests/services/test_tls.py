@@ -8,15 +8,19 @@ import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
+    NoEncryption,
     PrivateFormat,
     load_pem_private_key,
 )
@@ -158,16 +162,68 @@ def encrypt_key(pair: Pair) -> None:
     )
 
 
+def write_der(pair: Pair) -> None:
+    pem = pair.certificate.read_text().partition("-----END")[0] + "-----END CERTIFICATE-----\n"
+    pair.certificate.write_bytes(ssl.PEM_cert_to_DER_cert(pem))
+
+
+def write_der_key(pair: Pair) -> None:
+    key = load_pem_private_key(pair.key.read_bytes(), None)
+    pair.key.write_bytes(key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption()))
+
+
+def empty_key(pair: Pair) -> None:
+    pair.key.write_bytes(b"")
+
+
+def make_pipe(pair: Pair) -> None:
+    pair.key.unlink()
+    os.mkfifo(pair.key)
+
+
+def swap(pair: Pair) -> None:
+    content = pair.certificate.read_bytes()
+    pair.certificate.write_bytes(pair.key.read_bytes())
+    pair.key.write_bytes(content)
+
+
+def take_short_key(pair: Pair) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - to be refused
+    name = x509.Name([])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).serial_number(1)
+    made = made.public_key(key.public_key()).not_valid_before(now)
+    signed = made.not_valid_after(now + timedelta(days=1)).sign(key, hashes.SHA256())
+    pair.certificate.write_bytes(signed.public_bytes(Encoding.PEM))
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pair.key.write_bytes(pem)
+
+
+def mark_as_trusted(pair: Pair) -> None:
+    """OpenSSL reads such a file, but nobody else does."""
+    text = pair.certificate.read_text()
+    pair.certificate.write_text(text.replace(" CERTIFICATE-", " X509 CERTIFICATE-"))
+
+
+NO_PAIR: Final = "tls.certificate: {certificate} and {key} are not a pair of a PEM certificate"
+
+
 @pytest.mark.parametrize(
     ("spoil", "expected"),
     [
         (break_certificate, "tls.certificate: {certificate}: No such file or directory"),
         (break_key, "tls.key: {key}: No such file or directory"),
-        (take_other_key, "tls.certificate: {certificate} and {key} are not a pair"),
-        (write_rubbish, "tls.certificate: {certificate} and {key} are not a pair"),
-        (encrypt_key, "tls.certificate: {certificate} and {key} are not a pair"),
+        (take_other_key, NO_PAIR + " and its key: the key is that of another certificate;"),
+        (write_rubbish, NO_PAIR + " and its key: {certificate} contains no PEM certificate"),
+        (encrypt_key, NO_PAIR + " and its key: the key has a passphrase; expected one without"),
+        (write_der, NO_PAIR + " and its key: {certificate} contains no PEM certificate; if it is"),
+        (write_der_key, NO_PAIR + " and its key: {key} contains no PEM private key; if it is DER"),
+        (empty_key, NO_PAIR + " and its key: {key} contains no PEM private key"),
+        (take_short_key, NO_PAIR + " and its key: the key is too short for TLS; get a certificate"),
+        (make_pipe, "tls.key: {key}: not a regular file"),
+        (swap, "tls.certificate: {certificate} has the key, and {key} the certificate: swap"),
+        (mark_as_trusted, "tls.certificate: {certificate} cannot be used: {certificate} contains"),
     ],
-    ids=["no certificate", "no key", "another's key", "no PEM", "key with a password"],
 )
 def test_bad_pair_is_one_line_with_file_and_key(
     pair: Pair, spoil: Callable[[Pair], None], expected: str
@@ -258,6 +314,14 @@ def test_renewed_certificate_is_taken_on(pair: Pair) -> None:
     pair.write("renewed.example.org")
     assert presented(reloading.later(), "renewed.example.org") == "renewed.example.org"
     assert reloading.reports == [""]
+
+
+def test_certificate_whose_times_cannot_be_read_leaves_the_old_one_in_use(pair: Pair) -> None:
+    """The metric of its end is set for each that is loaded."""
+    reloading = Reloading(pair.config)
+    mark_as_trusted(pair)
+    assert presented(reloading.later()) == "mx.example.org"
+    assert "contains no PEM certificate" in reloading.reports[0]
 
 
 def test_broken_certificate_leaves_the_old_one_in_use(pair: Pair) -> None:

@@ -18,7 +18,7 @@ from minismtp.config import LONGEST_FILE, Config, TlsConfig
 from minismtp.config.mistakes import ConfigError, reason
 from minismtp.server.privileges import acting_as
 from minismtp.services import tls
-from minismtp.services.certificate_file import Certificate, certificates_of
+from minismtp.services.certificate_file import Certificate, certificates_of, open_regular
 from minismtp.values.durable_files import read_file
 
 ACCOUNT: Final = "minismtp"  # of systemd/sysusers.d
@@ -105,7 +105,7 @@ def usable_certificate(certificate: Path, key: Path, account: str) -> Certificat
     with acting_as(*(user.pw_uid, user.pw_gid) if user else (0, 0), with_all_groups=True):
         for path in (certificate, key):
             try:
-                path.open("rb").close()
+                open_regular(path).close()
             except PermissionError:
                 help_ = f"chgrp {account or 0} {path} && chmod 640 {path}"
                 raise CertificateError(
