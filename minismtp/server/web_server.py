@@ -10,6 +10,7 @@ import contextlib
 import copy
 import re
 import socket
+import ssl
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -31,7 +32,9 @@ RESULTS: Final = ("served", "not_found", "refused", "slow", "limited", "failed")
 _PAUSE: Final = 0.05  # seconds, if no connection can be accepted
 
 _MOST_BODY: Final = 8192  # octets of a POST
-_SHOWN: Final = 200  # characters of a host name or a path in the log
+_MOST_LINE: Final = 65536  # octets, as in the base class
+_EMPTY_LINES: Final = (b"\r\n", b"\n")
+_SHOWN: Final = 200  # characters of a host name, a path or a request line in the log
 _HOST: Final = re.compile(r"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{0,5})?")
 _TARGET: Final = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 
@@ -138,6 +141,7 @@ class WebHandler(BoundedHandler):
     """Answers one request, counts it, and logs it if it is refused."""
 
     server: WebServer
+    raw_requestline: bytes
     protocol_version = "HTTP/1.1"
     thread_name = "web"
 
@@ -156,7 +160,11 @@ class WebHandler(BoundedHandler):
             super().setup()
         except BaseException as error:
             self._forget_client()
-            if isinstance(error, OSError):
+            hung_up = isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+            if isinstance(error, ssl.SSLError) and not hung_up:
+                text = error.reason or str(error)
+                self.record.refuse("failed", peer_of(self.client_address), error=text)
+            elif isinstance(error, OSError):
                 self.record.count("failed")
             raise
 
@@ -204,6 +212,17 @@ class WebHandler(BoundedHandler):
         super().handle_one_request()
         self.close_connection = True
 
+    def parse_request(self) -> bool:
+        """Read the request. One empty line may stand before it (RFC 9112 section 2.2)."""
+        if self.raw_requestline in _EMPTY_LINES:
+            self.raw_requestline = self.rfile.readline(_MOST_LINE + 1)
+        if self.raw_requestline in _EMPTY_LINES:
+            self.command, self.requestline = "", ""
+            self.request_version = self.default_request_version
+            self._refuse(HTTPStatus.BAD_REQUEST, "expected a request line")
+            return False
+        return super().parse_request()
+
     def do_GET(self) -> None:  # noqa: N802 - the base class looks for this name
         """Answer a request without a body."""
         self._answer(b"")
@@ -212,10 +231,14 @@ class WebHandler(BoundedHandler):
 
     def do_POST(self) -> None:  # noqa: N802 - as above
         """Read the body, if it has one that is not too long, and answer."""
-        length = self.headers.get("Content-Length", "")
+        lengths = {*self.headers.get_all("Content-Length", [""])}
+        length = lengths.pop()
         path = _TARGET.sub("", self.path, count=1).partition("?")[0]
         if path not in self.server.site.posts:
             self._refuse_body(HTTPStatus.METHOD_NOT_ALLOWED)
+        elif lengths:  # RFC 9112 section 6.3
+            self._refuse(HTTPStatus.BAD_REQUEST, "expected one Content-Length")
+            self._drop_rest()
         elif not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
             self._refuse_body(HTTPStatus.LENGTH_REQUIRED)
         elif len(length) > len(str(_MOST_BODY)) or int(length) > _MOST_BODY:
@@ -224,6 +247,8 @@ class WebHandler(BoundedHandler):
             body = self.rfile.read(int(length))
             if len(body) == int(length):
                 self._answer(body)
+            else:
+                self._refuse(HTTPStatus.BAD_REQUEST, "the client ended within the body")
 
     def _refuse_body(self, status: HTTPStatus) -> None:
         self.send_error(status)
@@ -236,9 +261,12 @@ class WebHandler(BoundedHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """Refuse the request in one line, count and log that."""
         del message, explain  # they may contain what the client sent
-        status = HTTPStatus(code)
-        missing = status is HTTPStatus.NOT_FOUND
-        self._refused("not_found" if missing else "refused", status=status.value)
+        self._refuse(HTTPStatus(code))
+
+    def _refuse(self, status: HTTPStatus, error: str = "") -> None:
+        """Refuse the request, and let the log say why if the status does not."""
+        result = "not_found" if status is HTTPStatus.NOT_FOUND else "refused"
+        self._refused(result, status=status.value, **({"error": error} if error else {}))
         self._send(status, Page("text/plain; charset=utf-8", f"{status.phrase}\n".encode()))
 
     def log_error(self, format: str, *args: object) -> None:  # noqa: A002, ARG002 - as the base
@@ -248,8 +276,8 @@ class WebHandler(BoundedHandler):
     def _answer(self, body: bytes) -> None:
         try:
             request = _request(self.path, self.headers.get_all("Host", []), self.request_version)
-        except BadRequestError:
-            self.send_error(HTTPStatus.BAD_REQUEST)
+        except BadRequestError as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             return
         asked = Request(request.host, request.path, request.query, body)
         page = self.server.site.page(asked)
@@ -284,6 +312,8 @@ class WebHandler(BoundedHandler):
         if headers is not None:
             fields["host"] = str(headers.get("Host", ""))[:_SHOWN]
             fields["path"] = str(getattr(self, "path", ""))[:_SHOWN]
+        elif line := getattr(self, "requestline", ""):  # it was not understood
+            fields["request"] = str(line)[:_SHOWN]
         self.record.refuse(result, peer_of(self.client_address), **fields)
 
 
@@ -302,4 +332,4 @@ def _request(target: str, hosts: list[str], version: str) -> Request:
     found = _HOST.fullmatch(host)
     if found is None:
         raise BadRequestError("expected a host name")
-    return Request(found[1].lower().rstrip("."), path, query)
+    return Request(found[1].lower().removesuffix("."), path, query)

@@ -166,9 +166,12 @@ def test_web_listener_speaks_tls_and_survives_a_client_that_does_not(
     port = server.port("web")
     assert ask(port, get(PATH), tls_files.client()).endswith(ANSWER)
     ask(port, get(PATH))  # in clear: the handshake fails, and the next client is served
+    socket.create_connection(("127.0.0.1", port), 60).close()  # such as a check of a monitor
     assert ask(port, get(PATH), tls_files.client()).endswith(ANSWER)
     labels = {"listener": "web", "result": "failed"}
-    server.wait_until(lambda: server.metric("web_requests_total", **labels) == 1)
+    server.wait_until(lambda: server.metric("web_requests_total", **labels) == 2)
+    server.wait_for_log("web request refused .* reason=failed error=HTTP_REQUEST")
+    assert server.log.count("reason=failed") == 1
     assert server.metric("tls_certificate_last_reload_successful", listener="web") == 1
 
 
@@ -279,6 +282,9 @@ def post(length: str, body: str = "", path: str = "/post", more: str = "") -> st
         (get("http://a.example/page", "Host: b.example\r\n"), 200, "a.example  "),
         (get("/any", "Host: [::1]:80\r\n"), 200, "[::1]  "),
         ("GET /any HTTP/1.0\r\n\r\n", 200, "  "),
+        ("\r\n" + get("/any"), 200, "mx.example.org  "),  # RFC 9112 section 2.2
+        ("\r\n\r\n" + get("/any"), 400, "Bad Request\n"),
+        (get("/any", "Host: a..\r\n"), 200, "a.  "),
         ("GET /page HTTP/1.0\r\n\r\n", 404, "Not Found\n"),
         (get("/page", "Host: b.example\r\n"), 404, "Not Found\n"),
         (get("/page", "Host: a.example.evil\r\n"), 404, "Not Found\n"),
@@ -303,6 +309,8 @@ def post(length: str, body: str = "", path: str = "/post", more: str = "") -> st
         (post("3", "abc"), 200, "x  abc"),
         (post("3", "abcdef"), 200, "x  abc"),
         (post("0"), 200, "x  "),
+        (post("3", "abc", more="Content-Length: 3\r\n"), 200, "x  abc"),
+        (post("3", "abc", more="Content-Length: 4\r\n"), 400, "Bad Request\n"),
         (post("8193"), 413, TOO_LARGE),
         (post("9" * 5000), 413, TOO_LARGE),
         (post("-1"), 411, "Length Required\n"),
@@ -352,6 +360,33 @@ def test_request_that_is_none_hurts_no_other_one(
         assert status(ask(port, get("/any"))) == 200
         assert counted(metrics, "served") >= 1
     assert not caplog.records  # no thread failed
+
+
+@pytest.mark.parametrize(
+    ("request_", "line"),
+    [
+        (get("/any", ""), 'status=400 error="expected exactly one field Host" host="" path=/any'),
+        (get("/any", "Host: a b\r\n"), 'error="expected a host name" host="a b" path=/any'),
+        (get("any"), 'error="expected a path" host=mx.example.org path=any'),
+        (post("3", more="Content-Length: 4\r\n"), 'error="expected one Content-Length" host=x'),
+        (post("5", "ab"), 'error="the client ended within the body" host=x path=/post'),
+        ("\n\n", 'status=400 error="expected a request line"'),
+        ("GET /a\x1b b c\r\n\r\n", 'status=400 request="GET /a\\u001b b c"'),
+        ("GET / HTTP/3.0\r\n\r\n", 'status=505 request="GET / HTTP/3.0"'),
+        (get("/" + "a" * 70_000), "status=431\n"),
+        (get("/none"), "reason=not_found status=404 host=mx.example.org path=/none"),
+    ],
+)
+def test_each_refusal_says_why_in_the_log(
+    site: Site, tmp_path: Path, request_: str, line: str
+) -> None:
+    with serving(site, tmp_path) as (port, file, metrics):
+        with socket.create_connection(("127.0.0.1", port), 60) as sock:
+            sock.sendall(request_.encode())
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(65536).startswith(b"HTTP/1.")
+        assert line in file.read_text()
+        assert counted(metrics, "refused") + counted(metrics, "not_found") == 1
 
 
 def test_refusal_of_a_method_names_the_others(site: Site, tmp_path: Path) -> None:
