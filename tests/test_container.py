@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import smtplib
 import subprocess
 import tomllib
@@ -174,13 +175,19 @@ def test_orphans_are_collected(running: Running) -> None:
     running.send(2525)
 
 
-def test_server_drains_when_the_container_is_stopped(
+def test_server_reloads_and_drains_by_signals_of_the_container(
     run: Callable[[], AbstractContextManager[Running]], image: Image
 ) -> None:
     assert image.settings["StopSignal"] == "SIGTERM"
     with run() as running:
+        log, machine = running.container.log, running.machine
+        os.kill(running.container.leader, signal.SIGHUP)
+        machine.wait_until(lambda: "info reloaded" in log.read_text() or None)
+        client = machine.inside(lambda: smtplib.SMTP("127.0.0.1", 2525, timeout=DEADLINE))
         assert running.container.stop() == 0
-        assert "info stopped" in running.container.log.read_text()
+        assert client.getreply()[0] == 421
+        client.close()
+        assert "info stopped" in log.read_text()
 
 
 def test_image_has_neither_systemd_nor_what_builds(image: Image) -> None:
