@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import smtplib
-import socket
 import subprocess
 import textwrap
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import pages
 import pytest
 from conftest import wait_until
 from machine import Machine, booted
+from ports import free_port
 from source import ROOT
 
 from minismtp.cli.main import main
@@ -97,10 +97,7 @@ RECIPIENTS: Final = (
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    """Return a port that is free."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    return free_port()
 
 
 @pytest.fixture(scope="module")
