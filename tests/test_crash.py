@@ -400,8 +400,15 @@ def test_no_crash_loses_what_was_acknowledged_or_leaves_half_a_message(
 
 def deliver_all(server: Running, sink: Sink, acknowledged: set[int]) -> None:
     """Let a server send its queue."""
-    server.wait_until(lambda: acknowledged <= sink.arrived.keys())
-    queue = server.directory / "state/spool/queue"
+    spool = server.directory / "state/spool"
+
+    def told() -> str:
+        files = [f"{path.relative_to(spool)} {path.stat().st_size}" for path in spool.rglob("*")]
+        missing = sorted(acknowledged - sink.arrived.keys())
+        return f"missing: {missing}\ndamaged: {sink.damaged}\nfiles: {files}\n{server.log}"
+
+    wait_until(lambda: acknowledged <= sink.arrived.keys(), told)
+    queue = spool / "queue"
     server.wait_until(lambda: not list(queue.iterdir()))
 
 

@@ -53,6 +53,8 @@ class Loader:
         for name, whole in self._spool.recover():
             if whole:
                 self._log.info("found after a crash", id=name)
+            else:
+                self._log.info("removed after a crash, incomplete and not acknowledged", id=name)
         for name in self._spool.set_aside_misnamed():
             self._log.error("set aside in spool/damaged, no message has such a name", name=name)
         self._handover.expect(self._database.changed())
