@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 from minismtp.config.checks import check_domain, check_unique, is_https_url
 from minismtp.config.listener_table import Listener
 from minismtp.config.mistakes import ConfigError
+from minismtp.values.address import Address
 
 #: The directories of authorities that have a short name.
 DIRECTORIES: Final = {
@@ -25,6 +26,7 @@ NEEDED_LISTENERS: Final = {
     TLS_ALPN: 'needs a listener of the kind "web" with tls = "implicit" on port 443, where the'
     " authority checks the names",
 }
+_CONTACT: Final = frozenset(',:"? ')  # signs that no local part of `contact` may have
 _MOST_NAMES: Final = 100  # of a certificate, as at Let's Encrypt
 
 
@@ -89,10 +91,7 @@ class AcmeConfig:
             raise ConfigError(f"expected {_MOST_NAMES} names at most", key="names")
         object.__setattr__(self, "names", names)
         check_unique("names", names)
-        local, _, domain = self.contact.rpartition("@")
-        if self.contact and not (local and domain and self.contact.isprintable()):
-            problem = f'expected a mail address such as "me@example.org", not {self.contact!r}'
-            raise ConfigError(problem, key="contact")
+        object.__setattr__(self, "contact", _mail_address(self.contact))
         self._check_directory()
         if bool(self.eab_key_id) != (self.eab_key_file is not None):
             present, absent = ("eab_key_id", "eab_key_file")[:: 1 if self.eab_key_id else -1]
@@ -133,6 +132,23 @@ def check_reachable(name: str, key: str) -> None:
     if "." not in name:
         problem = f"expected a whole name, such as mx.example.org, not {name!r}"
         raise ConfigError(problem, key=key)
+
+
+def _mail_address(text: str) -> str:
+    """Return a mail address in ASCII, "" for none. Raise ConfigError.
+
+    The library would take a comma for the end of an address (RFC 8555 section 7.3).
+    """
+    if not text:
+        return ""
+    try:
+        address = Address.parse(text)
+    except ValueError:
+        address = None
+    if address is None or not address.local.isascii() or not _CONTACT.isdisjoint(address.local):
+        problem = f'expected a mail address such as "me@example.org", not {text!r}'
+        raise ConfigError(problem, key="contact")
+    return f"{address.local}@{address.ascii_domain}"
 
 
 def _host_name(text: str, key: str) -> str:

@@ -28,6 +28,7 @@ from minismtp.cli.setup.answers import (
 )
 from minismtp.cli.setup.dovecot import Dovecot
 from minismtp.cli.setup.plan import Made, Plan, first_plan
+from minismtp.cli.setup.questions import likely_hostname
 from minismtp.config import Config
 from minismtp.services.self_signed import self_signed
 
@@ -240,3 +241,22 @@ def test_keys_join_those_that_exist_if_their_path_has_the_domain() -> None:
 def test_names_get_one_spelling(text: str, expected: str) -> None:
     assert mail_domain(text) == expected
     assert host_name(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ("mail.example.net", "mail.example.net"),
+        ("localhost.localdomain", "mx.example.org"),
+        ("debian.lan", "mx.example.org"),
+        ("pi.local", "mx.example.org"),
+        ("ip-10-0-0-1.ec2.internal", "mx.example.org"),
+        ("debian", "mx.example.org"),
+        ("192.0.2.1", "mx.example.org"),
+    ],
+)
+def test_name_of_the_machine_is_proposed_if_others_could_know_it(
+    machine: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: machine)
+    assert likely_hostname("example.org") == expected

@@ -35,6 +35,20 @@ def test_names_are_that_of_the_server_unless_others_are_given() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ""),
+        ("me+acme@example.org", "me+acme@example.org"),
+        ("me@Bücher.example", "me@xn--bcher-kva.example"),
+    ],
+)
+def test_contact_is_an_address_in_ascii(text: str, expected: str) -> None:
+    config = parse(table(f'contact = "{text}"'))
+    assert config.tls.acme is not None
+    assert config.tls.acme.contact == expected
+
+
+@pytest.mark.parametrize(
     ("lines", "url"),
     [
         ('directory = "letsencrypt-staging"', "acme-staging-v02.api.letsencrypt.org/directory"),
@@ -59,6 +73,10 @@ def test_directory_has_a_short_name_or_is_a_url(lines: str, url: str) -> None:
         (table('names = ["a.example", "A.example"]'), r"names\[1\].*is taken"),
         (table(f"names = {[f'a{n}.example' for n in range(101)]}"), r"expected 100 names at most"),
         (table('contact = "me"'), r"contact.*expected a mail address"),
+        (table('contact = "mailto:me@example.org"'), r"contact.*expected a mail address"),
+        (table('contact = "a@example.org,b@example.org"'), r"contact.*expected a mail address"),
+        (table('contact = "me@exa mple.org"'), r"contact.*expected a mail address"),
+        (table('contact = "mé@example.org"'), r"contact.*expected a mail address"),
         (table('directory = "http://ca.example/dir"'), r"directory.*begins with https://"),
         (table('directory = "https://"'), r"directory.*begins with https://"),
         (table('directory = "https://[x"'), r"directory.*begins with https://"),

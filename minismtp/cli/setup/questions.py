@@ -6,12 +6,17 @@ import contextlib
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from minismtp.cli.common import CommandError, UsageError, say
 from minismtp.cli.passwd import ask_twice
 from minismtp.cli.setup.answers import host_name
 
+#: Ends of names that are not in the DNS (RFC 6761, RFC 6762, RFC 8375), or only in networks.
+_OURS_ALONE: Final = tuple(
+    f".{name}"
+    for name in ("local", "localdomain", "localhost", "internal", "lan", "home.arpa", "invalid")
+)
 T = TypeVar("T")
 
 
@@ -99,6 +104,7 @@ def _ended() -> CommandError:
 def likely_hostname(domain: str) -> str:
     """Return this machine's name if other servers could know it, else one in the domain."""
     try:
-        return host_name(socket.gethostname())
+        name = host_name(socket.gethostname())
     except ValueError:
-        return f"mx.{domain}"
+        name = ""
+    return name if name and not name.endswith(_OURS_ALONE) else f"mx.{domain}"
