@@ -2,7 +2,7 @@
 
 import re
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,11 +23,12 @@ _PIECE = re.compile(r'(?s)"(?:[^"\\]|\\.)*+(?:"|(\\?\Z))|,|[^,"]+')
 class Directory:
     """The content of options and files; `users` is None if every local part exists.
 
-    `users` are in every domain, `addresses` in their own. The keys of `aliases` are `local@domain`,
+    `domains` are keys of a dict, because each recipient is looked up there several times. `users`
+    are in every domain, `addresses` in their own. The keys of `aliases` are `local@domain`,
     `local` (in each local domain) and `@domain` (for all other recipients there), in lower case.
     """
 
-    domains: list[str]
+    domains: Collection[str]
     users: set[str] | None
     separator: str
     catch_all: str
@@ -64,7 +65,7 @@ class Directory:
         special = {self.catch_all, self.postmaster}
         for key in self.aliases:
             local, _, domain = key.partition("@")
-            ends = self._expand(key, (local, domain or self.domains[0]))
+            ends = self._expand(key, (local, domain or next(iter(self.domains))))
             if not ends:
                 raise ValueError(f"{key} leads only back to itself")
             for name, at in ends:
@@ -115,7 +116,7 @@ def _folded(local: str) -> str:
     return lower if len(lower.encode("utf-8", "surrogatepass")) <= _LOCAL_PART else local
 
 
-def read_aliases(path: Path, domains: list[str]) -> dict[str, list[Mailbox]]:
+def read_aliases(path: Path, domains: Collection[str]) -> dict[str, list[Mailbox]]:
     """Read lines `alias: target, target`. Raise OSError, and ValueError with the line."""
     aliases: dict[str, list[Mailbox]] = {}
     for number, line in lines_of(path):
@@ -129,7 +130,7 @@ def read_aliases(path: Path, domains: list[str]) -> dict[str, list[Mailbox]]:
     return aliases
 
 
-def _entry(line: str, domains: list[str]) -> tuple[str, list[Mailbox]]:
+def _entry(line: str, domains: Collection[str]) -> tuple[str, list[Mailbox]]:
     match = _ALIAS.match(line)
     texts = _split(line[match.end() :]) if match else []
     if match is None or not all(texts):
@@ -157,16 +158,18 @@ def _split(text: str) -> list[str]:
     return [target.strip() for target in targets]
 
 
-def _target(text: str, domains: list[str]) -> Mailbox:
+def _target(text: str, domains: Collection[str]) -> Mailbox:
     if text[0] in "|/:" or (text[0] == text[-1] == '"' and text[1] in "|/:"):
         raise ValueError(f"{text} is no address; programs, files and lists are not supported")
     if text[0] == "@":  # the same local part there
         return "", Address.parse(f"x{text}").ascii_domain
     local, domain = _parts(text)
-    return (folded_local(local) if domain in ("", *domains) else local), domain
+    return (folded_local(local) if not domain or domain in domains else local), domain
 
 
-def listed(names: Iterable[tuple[str, str]], domains: list[str]) -> tuple[set[str], set[Mailbox]]:
+def listed(
+    names: Iterable[tuple[str, str]], domains: Collection[str]
+) -> tuple[set[str], set[Mailbox]]:
     """Return the local parts and the addresses of users. Raise ValueError with the place.
 
     Each of `names` is the place of a name and the name.

@@ -87,7 +87,7 @@ class Mailboxes:
             raise ValueError("postmaster: expected the local part of a mailbox")
         if self.srs_domain and self.srs_secret_file is None:
             raise ValueError("srs_domain: expected srs_secret_file too")
-        self._domains = [Address("", domain).ascii_domain for domain in self.domains]
+        self._domains = dict.fromkeys(Address("", each).ascii_domain for each in self.domains)
         listed([("users", name) for name in self.users], self._domains)
         self._srs_domain = Address("", self.srs_domain or self.domains[0]).ascii_domain
         files = [path for path in (self.users_file, self.aliases_file) if path]
@@ -102,7 +102,7 @@ class Mailboxes:
     @property
     def login_domain(self) -> str:
         """The domain of users whose login has no domain: the first one, as for aliases."""
-        return self._domains[0]
+        return next(iter(self._domains))
 
     @property
     def unused_hooks(self) -> tuple[str, ...]:
@@ -155,7 +155,7 @@ class Mailboxes:
         if at_host:
             if domain not in _names_of_host(session):
                 return None
-            domain = self._domains[0]
+            domain = self.login_domain
         directory = self._directory.get()
         if problem := self._directory.problem:
             text = "the list of mailboxes cannot be read now"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Final
 
 from minismtp.config import Config
 from minismtp.hooks.plugin_check import Facts
 from minismtp.inspection.certificates import described, pairs
+from minismtp.values.address import to_ascii
 from minismtp.values.user_names import folded_name
 
 _MOST_NAMED: Final = 8
@@ -37,16 +38,17 @@ def summary(config: Config, facts: Facts) -> Iterator[str]:
 
 
 def _users(facts: Facts) -> Iterator[str]:
+    ours = {to_ascii(domain) for domain in facts.domains}
     logins = {folded_name(name) for name in facts.logins}
-    domains = [domain.lower() for domain in facts.domains]
-    spellings = {
-        name: {folded_name(each) for each in (name, *(f"{name}@{at}" for at in domains))}
-        for name in facts.users
-    }
-    secure = [name for name, forms in spellings.items() if forms & logins]
-    without = [name for name in facts.users if name not in secure]
-    known = {form for forms in spellings.values() for form in forms}
-    homeless = [name for name in facts.logins if folded_name(name) not in known]
+    logins |= {_without_domain(name, ours) for name in logins}
+    users = {folded_name(name) for name in facts.users}
+    secure = [name for name in facts.users if folded_name(name) in logins]
+    without = [name for name in facts.users if folded_name(name) not in logins]
+    homeless = [
+        name
+        for name in facts.logins
+        if users.isdisjoint((whole := folded_name(name), _without_domain(whole, ours)))
+    ]
     every = " (every local part has a mailbox)" if facts.any_user else ""
     if facts.services:
         yield f"users: {_listed(facts.users) or 'any'}{every}; passwords: {_listed(facts.services)}"
@@ -56,6 +58,12 @@ def _users(facts: Facts) -> Iterator[str]:
         yield f"users without a password: {_listed(without)}"
     if homeless and not facts.any_user:
         yield f"passwords without a mailbox: {_listed(homeless)}"
+
+
+def _without_domain(name: str, ours: Container[str]) -> str:
+    """Return the local part of an address at one of our domains, and any other name as it is."""
+    local, at, domain = name.rpartition("@")
+    return local if at and domain in ours else name
 
 
 def _listed(names: Iterable[str]) -> str:
