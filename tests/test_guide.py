@@ -258,7 +258,7 @@ def test_filters_of_the_guide_can_be_put_in(machine: Machine) -> None:
 
 def test_prometheus_takes_the_rules_and_finds_the_server(machine: Machine) -> None:
     query = "curl --silent 'http://127.0.0.1:9090/api/v1/query?query=up%7Bjob=%22minismtp%22%7D'"
-    machine.wait_until(lambda: '"1"]' in machine.run("sh", "-c", query))
+    machine.wait_until(lambda: '"1"]' in machine.run("sh", "-c", query, check=False))
 
 
 def test_quarantined_message_was_explained_and_released(newcomer: Newcomer) -> None:
@@ -328,7 +328,7 @@ def test_plugin_of_an_author_works_in_the_service(machine: Machine, wheel: Path)
     for command, _ in commands:
         machine.shell(command)
     wanted = {*shown.strip().splitlines()}  # in any order
-    machine.wait_until(lambda: {*machine.shell(metrics).splitlines()} == wanted)
+    machine.wait_until(lambda: {*machine.shell(f"{metrics} || true").splitlines()} == wanted)
     machine.write("/etc/minismtp/minismtp.toml", before)
     machine.run("systemctl", "reload", "minismtp")
 
