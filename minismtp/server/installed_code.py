@@ -24,7 +24,8 @@ _OWN: Final = ("minismtp", "minismtp_plugins")
 class InstalledCode:
     """The code of packages as it is installed when this is made.
 
-    That is each file of our own packages, and the first one of any other package.
+    That is the content of each file of our own packages, because the same release may be installed
+    again with an extra; and the first file of any other package, whose content may stay the same.
     """
 
     def __init__(self, *packages: str) -> None:
@@ -63,8 +64,15 @@ class InstalledCode:
             )
 
     def _look(self) -> int:
-        files = (each for name, file in self._files.items() for each in _files(name, file))
-        return hash(tuple(_version(file) for file in sorted(files)))
+        return hash(
+            tuple(
+                sorted(
+                    (str(path), _version(path, own=name in _OWN))
+                    for name, first in self._files.items()
+                    for path in _files(name, first)
+                )
+            )
+        )
 
 
 class _RefusedError(ImportError):
@@ -93,10 +101,12 @@ def _files(name: str, first: str) -> Iterator[Path]:
         yield from (Path(directory, file) for file in files if file.endswith(".py"))
 
 
-def _version(path: Path) -> tuple[str, int, int, int]:
-    """Return what tells a version of a file from another one."""
+def _version(path: Path, *, own: bool) -> int:
+    """Return a number that differs for another version of a file."""
     try:
+        if own:
+            return hash(path.read_bytes())
         status = path.stat()
     except OSError:  # it is being replaced
-        return str(path), 0, 0, 0
-    return str(path), status.st_ino, status.st_mtime_ns, status.st_size
+        return 0
+    return hash((status.st_ino, status.st_mtime_ns, status.st_size))

@@ -74,6 +74,29 @@ def test_module_of_another_release_is_refused(
     assert "sample_of_ours.late" not in sys.modules
 
 
+def test_same_release_installed_again_changes_nothing(package: Path) -> None:
+    """As when an extra is added, before the plugin that needs it."""
+    code = InstalledCode()
+    for file in [*package.glob("*.py")]:
+        new = file.with_suffix(".new")
+        new.write_bytes(file.read_bytes())
+        new.replace(file)
+    assert not code.is_replaced()
+
+
+def test_package_of_others_that_was_installed_again_may_have_changed(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed_code, "_OWN", ())
+    code, first = InstalledCode("sample_of_ours"), package / "__init__.py"
+    assert not code.is_replaced()
+    first.with_suffix(".new").write_bytes(first.read_bytes())
+    first.with_suffix(".new").replace(first)
+    assert code.is_replaced()
+    first.unlink()
+    assert code.is_replaced()
+
+
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     """Return a directory with the packages of the server, of which one may be replaced."""
